@@ -1,0 +1,1 @@
+//! The ops a device must provide, and their scalar reference.

@@ -1,0 +1,1 @@
+//! Engine and Session: the wall between inference and its users.

@@ -1,0 +1,1 @@
+//! Pages, sequences and policy of the KV cache.

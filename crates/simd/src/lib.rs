@@ -1,0 +1,96 @@
+//! Instruction sets behind one trait.
+//!
+//! A kernel is written once, over sixteen-lane vectors and a value `isa: impl Isa`; holding that
+//! value proves that the processor has the instructions. The vectors are sixteen lanes wide on
+//! every instruction set (one register with AVX-512, two with AVX2, four with NEON), and
+//! multiply-add is always fused, so every instruction set gives the same bits.
+//!
+//! This crate is the only one that names an intrinsic.
+
+mod scalar;
+
+pub use scalar::Scalar;
+
+/// Lanes of a vector, on every instruction set.
+pub const LANES: usize = 16;
+
+/// An instruction set, held as a value.
+pub trait Isa: Copy + Send + Sync + 'static {
+    /// The name used by the command line and in benchmark records.
+    const NAME: &'static str;
+    /// Rows × columns of the register tile a matrix product may hold in [`Isa::F`] accumulators.
+    const TILE: (usize, usize);
+    /// Sixteen `f32`.
+    type F: Copy;
+    /// Sixteen 32-bit integers.
+    type N: Copy;
+
+    /// Calls `f` in a function compiled for this instruction set. Everything inlined into `f`
+    /// uses its instructions, so kernels are `#[inline(always)]` and entered through this.
+    fn run<R>(self, f: impl FnOnce() -> R) -> R;
+
+    /// Every lane `x`.
+    fn splat(self, x: f32) -> Self::F;
+    /// Lane i is `x[i]`.
+    fn load(self, x: &[f32; 16]) -> Self::F;
+    /// `out[i]` is lane i.
+    fn store(self, v: Self::F, out: &mut [f32; 16]);
+    /// Sixteen little-endian IEEE half-precision numbers.
+    fn load_f16(self, x: &[u8; 32]) -> Self::F;
+    /// The inverse of [`Isa::load_f16`], rounding to nearest even.
+    fn store_f16(self, v: Self::F, out: &mut [u8; 32]);
+    /// Sixteen little-endian bfloat16 numbers.
+    fn load_bf16(self, x: &[u8; 32]) -> Self::F;
+
+    /// `a + b`.
+    fn add(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a - b`.
+    fn sub(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a * b`.
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a / b`.
+    fn div(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a * b + c`, rounded once.
+    fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// The smaller of two numbers, lane by lane; the second where either is NaN.
+    fn min(self, a: Self::F, b: Self::F) -> Self::F;
+    /// The larger of two numbers, lane by lane; the second where either is NaN.
+    fn max(self, a: Self::F, b: Self::F) -> Self::F;
+    /// The sum of the lanes, as a balanced tree: lane i + lane i+8, then +4, +2, +1.
+    fn sum(self, v: Self::F) -> f32;
+    /// The largest lane.
+    fn max_lane(self, v: Self::F) -> f32;
+
+    /// Sixteen bytes, zero-extended.
+    fn widen_u8(self, x: &[u8; 16]) -> Self::N;
+    /// Sixteen signed bytes, sign-extended.
+    fn widen_i8(self, x: &[u8; 16]) -> Self::N;
+    /// Lane i is `x >> i`: one bit a lane (the higher bits are left in place).
+    fn spread1(self, x: u16) -> Self::N;
+    /// Lane i is `x >> 2i`: two bits a lane (the higher bits are left in place).
+    fn spread2(self, x: u32) -> Self::N;
+    /// Every lane `x`.
+    fn splat_n(self, x: i32) -> Self::N;
+    /// `a + b`, wrapping.
+    fn add_n(self, a: Self::N, b: Self::N) -> Self::N;
+    /// Bitwise and.
+    fn and(self, a: Self::N, b: Self::N) -> Self::N;
+    /// Bitwise or.
+    fn or(self, a: Self::N, b: Self::N) -> Self::N;
+    /// Bitwise exclusive or.
+    fn xor(self, a: Self::N, b: Self::N) -> Self::N;
+    /// Logical shift right by `K` bits.
+    fn shr<const K: i32>(self, v: Self::N) -> Self::N;
+    /// Shift left by `K` bits.
+    fn shl<const K: i32>(self, v: Self::N) -> Self::N;
+    /// Signed integers to the nearest floats.
+    fn to_f32(self, v: Self::N) -> Self::F;
+    /// Floats to integers, rounding to nearest even. Every |lane| must be below 2^31.
+    fn round(self, v: Self::F) -> Self::N;
+    /// The same bits read as floats.
+    fn from_bits(self, v: Self::N) -> Self::F;
+    /// The same bits read as integers.
+    fn to_bits(self, v: Self::F) -> Self::N;
+    /// Lane i is `table[index[i] & 15]`.
+    fn lookup(self, table: Self::F, index: Self::N) -> Self::F;
+}

@@ -1,0 +1,155 @@
+//! Plain loops over sixteen lanes: the reference for every other instruction set.
+
+use crate::Isa;
+use half::{bf16, f16};
+use std::array::from_fn;
+
+/// No SIMD at all.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Scalar;
+
+impl Isa for Scalar {
+    const NAME: &'static str = "scalar";
+    const TILE: (usize, usize) = (2, 2);
+    type F = [f32; 16];
+    type N = [i32; 16];
+
+    #[inline(always)]
+    fn run<R>(self, f: impl FnOnce() -> R) -> R {
+        f()
+    }
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> [f32; 16] {
+        [x; 16]
+    }
+    #[inline(always)]
+    fn load(self, x: &[f32; 16]) -> [f32; 16] {
+        *x
+    }
+    #[inline(always)]
+    fn store(self, v: [f32; 16], out: &mut [f32; 16]) {
+        *out = v;
+    }
+    #[inline(always)]
+    fn load_f16(self, x: &[u8; 32]) -> [f32; 16] {
+        from_fn(|i| f16::from_le_bytes([x[2 * i], x[2 * i + 1]]).to_f32())
+    }
+    #[inline(always)]
+    fn store_f16(self, v: [f32; 16], out: &mut [u8; 32]) {
+        for (pair, x) in out.as_chunks_mut::<2>().0.iter_mut().zip(v) {
+            *pair = f16::from_f32(x).to_le_bytes();
+        }
+    }
+    #[inline(always)]
+    fn load_bf16(self, x: &[u8; 32]) -> [f32; 16] {
+        from_fn(|i| bf16::from_le_bytes([x[2 * i], x[2 * i + 1]]).to_f32())
+    }
+
+    #[inline(always)]
+    fn add(self, a: [f32; 16], b: [f32; 16]) -> [f32; 16] {
+        from_fn(|i| a[i] + b[i])
+    }
+    #[inline(always)]
+    fn sub(self, a: [f32; 16], b: [f32; 16]) -> [f32; 16] {
+        from_fn(|i| a[i] - b[i])
+    }
+    #[inline(always)]
+    fn mul(self, a: [f32; 16], b: [f32; 16]) -> [f32; 16] {
+        from_fn(|i| a[i] * b[i])
+    }
+    #[inline(always)]
+    fn div(self, a: [f32; 16], b: [f32; 16]) -> [f32; 16] {
+        from_fn(|i| a[i] / b[i])
+    }
+    #[inline(always)]
+    fn fma(self, a: [f32; 16], b: [f32; 16], c: [f32; 16]) -> [f32; 16] {
+        from_fn(|i| a[i].mul_add(b[i], c[i]))
+    }
+    #[inline(always)]
+    fn min(self, a: [f32; 16], b: [f32; 16]) -> [f32; 16] {
+        from_fn(|i| if a[i] < b[i] { a[i] } else { b[i] })
+    }
+    #[inline(always)]
+    fn max(self, a: [f32; 16], b: [f32; 16]) -> [f32; 16] {
+        from_fn(|i| if a[i] > b[i] { a[i] } else { b[i] })
+    }
+    #[inline(always)]
+    fn sum(self, mut v: [f32; 16]) -> f32 {
+        for half in [8, 4, 2, 1] {
+            for i in 0..half {
+                v[i] += v[i + half];
+            }
+        }
+        v[0]
+    }
+    #[inline(always)]
+    fn max_lane(self, v: [f32; 16]) -> f32 {
+        v.into_iter().fold(f32::NEG_INFINITY, f32::max)
+    }
+
+    #[inline(always)]
+    fn widen_u8(self, x: &[u8; 16]) -> [i32; 16] {
+        x.map(i32::from)
+    }
+    #[inline(always)]
+    fn widen_i8(self, x: &[u8; 16]) -> [i32; 16] {
+        x.map(|b| i32::from(b as i8))
+    }
+    #[inline(always)]
+    fn spread1(self, x: u16) -> [i32; 16] {
+        from_fn(|i| i32::from(x >> i))
+    }
+    #[inline(always)]
+    fn spread2(self, x: u32) -> [i32; 16] {
+        from_fn(|i| (x >> (2 * i)) as i32)
+    }
+    #[inline(always)]
+    fn splat_n(self, x: i32) -> [i32; 16] {
+        [x; 16]
+    }
+    #[inline(always)]
+    fn add_n(self, a: [i32; 16], b: [i32; 16]) -> [i32; 16] {
+        from_fn(|i| a[i].wrapping_add(b[i]))
+    }
+    #[inline(always)]
+    fn and(self, a: [i32; 16], b: [i32; 16]) -> [i32; 16] {
+        from_fn(|i| a[i] & b[i])
+    }
+    #[inline(always)]
+    fn or(self, a: [i32; 16], b: [i32; 16]) -> [i32; 16] {
+        from_fn(|i| a[i] | b[i])
+    }
+    #[inline(always)]
+    fn xor(self, a: [i32; 16], b: [i32; 16]) -> [i32; 16] {
+        from_fn(|i| a[i] ^ b[i])
+    }
+    #[inline(always)]
+    fn shr<const K: i32>(self, v: [i32; 16]) -> [i32; 16] {
+        v.map(|x| (x as u32 >> K) as i32)
+    }
+    #[inline(always)]
+    fn shl<const K: i32>(self, v: [i32; 16]) -> [i32; 16] {
+        v.map(|x| x << K)
+    }
+    #[inline(always)]
+    fn to_f32(self, v: [i32; 16]) -> [f32; 16] {
+        v.map(|x| x as f32)
+    }
+    #[inline(always)]
+    fn round(self, v: [f32; 16]) -> [i32; 16] {
+        v.map(|x| x.round_ties_even() as i32)
+    }
+    #[inline(always)]
+    fn from_bits(self, v: [i32; 16]) -> [f32; 16] {
+        v.map(|x| f32::from_bits(x as u32))
+    }
+    #[inline(always)]
+    fn to_bits(self, v: [f32; 16]) -> [i32; 16] {
+        v.map(|x| x.to_bits() as i32)
+    }
+    #[inline(always)]
+    fn lookup(self, table: [f32; 16], index: [i32; 16]) -> [f32; 16] {
+        index.map(|i| table[(i & 15) as usize])
+    }
+}
