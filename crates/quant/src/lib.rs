@@ -3,6 +3,7 @@
 //! No I/O, no threads, no devices.
 #![forbid(unsafe_code)]
 
+pub mod dot;
 pub mod format;
 
 pub use format::{Format, Rotation};
