@@ -85,18 +85,15 @@ fn products<F: Format, I: Isa, const R: usize, const T: usize>(
     rows: [&[u8]; R],
     x: [&[f32]; T],
 ) -> [[I::F; T]; R] {
-    // Formats of single numbers (f32, f16, bf16) count as blocks of sixteen.
-    let block_values = if F::BLOCK < LANES { LANES } else { F::BLOCK };
-    let block_bytes = F::BYTES * (block_values / F::BLOCK);
-    let group = if F::GROUP < LANES { 1 } else { F::GROUP / LANES };
-    let chunks = block_values / LANES;
-    let blocks = x[0].len() / block_values;
+    let group = F::GROUP / LANES;
+    let chunks = F::BLOCK / LANES;
+    let blocks = x[0].len() / F::BLOCK;
     let x_chunks: [&[[f32; 16]]; T] = x.map(|x| &x.as_chunks::<16>().0[..blocks * chunks]);
-    let rows_blocks: [&[u8]; R] = rows.map(|row| &row[..blocks * block_bytes]);
+    let rows_blocks: [&[u8]; R] = rows.map(|row| &row[..blocks * F::BYTES]);
     let mut sums = [[isa.splat(0.0); T]; R];
     for b in 0..blocks {
         for r in 0..R {
-            let block = &rows_blocks[r][b * block_bytes..][..block_bytes];
+            let block = &rows_blocks[r][b * F::BYTES..][..F::BYTES];
             for g in 0..chunks / group {
                 let (scale, shift) = F::affine(block, g * group);
                 let (scale, shift) = (isa.splat(scale), isa.splat(shift));
