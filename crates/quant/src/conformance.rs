@@ -219,6 +219,16 @@ impl Vectors<'_> {
             let v = self.shaped_f32(&format!("{size}.v"), &k_shape)?;
             let [queries, heads, head_dim] = q_shape[..] else { unreachable!("three dimensions") };
             let [tokens, kv_heads] = k_shape[..2] else { unreachable!("three dimensions") };
+            let whole = |format: &FormatOps| format.rotation == Rotation::Head || format.fits(head_dim);
+            if k_shape[2] != head_dim
+                || !heads.is_multiple_of(kv_heads)
+                || !whole(&k_format)
+                || !whole(&v_format)
+            {
+                let expected = format!("heads like those of {q_shape:?}, whole blocks each");
+                let found = format!("{k_shape:?}");
+                return Err(ConformanceError::Tensor { tensor: format!("{size}.k"), expected, found });
+            }
             let mask = self.shaped_f32(&format!("{size}.mask"), &[queries, tokens])?;
             let k = Side::write(&k_format, &k, kv_heads, head_dim);
             let v = Side::write(&v_format, &v, kv_heads, head_dim);
