@@ -1,1 +1,5 @@
 //! The CPU backend: threads and SIMD.
+
+pub mod pool;
+
+pub use pool::Pool;

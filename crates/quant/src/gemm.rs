@@ -112,10 +112,11 @@ fn decode<F: Format, I: Isa>(isa: I, row: &[u8], out: &mut [f32]) {
 /// One K block of a product. Replaces what was there unless `add`.
 #[inline(always)]
 fn multiply<I: Isa>(isa: I, x: Matrix<'_>, w: Matrix<'_>, columns: usize, out: &mut [f32], add: bool) {
-    match I::TILE {
+    match const { I::TILE } {
         (4, 6) => tiles::<I, 4, 6>(isa, x, w, columns, out, add),
         (2, 3) => tiles::<I, 2, 3>(isa, x, w, columns, out, add),
-        _ => tiles::<I, 2, 2>(isa, x, w, columns, out, add),
+        (2, 2) => tiles::<I, 2, 2>(isa, x, w, columns, out, add),
+        _ => tiles::<I, 1, 1>(isa, x, w, columns, out, add),
     }
 }
 
