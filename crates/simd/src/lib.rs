@@ -5,10 +5,42 @@
 //! every instruction set (one register with AVX-512, two with AVX2, four with NEON), and
 //! multiply-add is always fused, so every instruction set gives the same bits.
 //!
+//! ```
+//! use torque_simd::{Isa, Level, dispatch};
+//!
+//! #[inline(always)]
+//! fn dot<I: Isa>(isa: I, a: &[[f32; 16]], b: &[[f32; 16]]) -> f32 {
+//!     let products = a.iter().zip(b).fold(isa.splat(0.0), |sum, (a, b)| isa.fma(isa.load(a), isa.load(b), sum));
+//!     isa.sum(products)
+//! }
+//!
+//! let (a, b) = (vec![[1.0; 16]; 3], vec![[2.0; 16]; 3]);
+//! let dot = dispatch!(Level::detect(), |isa| isa.run(#[inline(always)] || dot(isa, &a, &b)));
+//! assert_eq!(dot, 96.0);
+//! ```
+//!
 //! This crate is the only one that names an intrinsic.
 
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod half_precision;
+mod level;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod scalar;
+#[cfg(test)]
+mod tests;
 
+#[cfg(target_arch = "x86_64")]
+pub use avx2::Avx2;
+#[cfg(target_arch = "x86_64")]
+pub use avx512::Avx512;
+pub use half_precision::{bf16_to_f32, f16_to_f32};
+pub use level::Level;
+#[cfg(target_arch = "aarch64")]
+pub use neon::Neon;
 pub use scalar::Scalar;
 
 /// Lanes of a vector, on every instruction set.
@@ -24,6 +56,9 @@ pub trait Isa: Copy + Send + Sync + 'static {
     type F: Copy;
     /// Sixteen 32-bit integers.
     type N: Copy;
+
+    /// The value, if this processor has the instructions.
+    fn new() -> Option<Self>;
 
     /// Calls `f` in a function compiled for this instruction set. Everything inlined into `f`
     /// uses its instructions, so kernels are `#[inline(always)]` and entered through this.
@@ -58,7 +93,9 @@ pub trait Isa: Copy + Send + Sync + 'static {
     fn max(self, a: Self::F, b: Self::F) -> Self::F;
     /// The sum of the lanes, as a balanced tree: lane i + lane i+8, then +4, +2, +1.
     fn sum(self, v: Self::F) -> f32;
-    /// The largest lane.
+    /// Lane i is the [`Isa::sum`] of `v[i]`, to the bit; much faster than sixteen sums.
+    fn reduce16(self, v: [Self::F; 16]) -> Self::F;
+    /// The largest lane. No lane may be NaN.
     fn max_lane(self, v: Self::F) -> f32;
 
     /// Sixteen bytes, zero-extended.
@@ -93,4 +130,12 @@ pub trait Isa: Copy + Send + Sync + 'static {
     fn to_bits(self, v: Self::F) -> Self::N;
     /// Lane i is `table[index[i] & 15]`.
     fn lookup(self, table: Self::F, index: Self::N) -> Self::F;
+    /// Lane i is `table[index[i] % L]`, `L` a power of two.
+    fn gather<const L: usize>(self, table: &[f32; L], index: Self::N) -> Self::F;
+
+    /// Asks for the cache line at `bytes[offset]`, which need not exist. A hint without effect on results.
+    #[inline(always)]
+    fn prefetch(self, bytes: &[u8], offset: usize) {
+        let _ = (bytes, offset);
+    }
 }

@@ -15,6 +15,10 @@ impl Isa for Scalar {
     type N = [i32; 16];
 
     #[inline(always)]
+    fn new() -> Option<Self> {
+        Some(Scalar)
+    }
+    #[inline(always)]
     fn run<R>(self, f: impl FnOnce() -> R) -> R {
         f()
     }
@@ -84,6 +88,10 @@ impl Isa for Scalar {
         v[0]
     }
     #[inline(always)]
+    fn reduce16(self, v: [[f32; 16]; 16]) -> [f32; 16] {
+        v.map(|v| self.sum(v))
+    }
+    #[inline(always)]
     fn max_lane(self, v: [f32; 16]) -> f32 {
         v.into_iter().fold(f32::NEG_INFINITY, f32::max)
     }
@@ -151,5 +159,10 @@ impl Isa for Scalar {
     #[inline(always)]
     fn lookup(self, table: [f32; 16], index: [i32; 16]) -> [f32; 16] {
         index.map(|i| table[(i & 15) as usize])
+    }
+    #[inline(always)]
+    fn gather<const L: usize>(self, table: &[f32; L], index: [i32; 16]) -> [f32; 16] {
+        const { assert!(L.is_power_of_two()) };
+        index.map(|i| table[i as usize & (L - 1)])
     }
 }

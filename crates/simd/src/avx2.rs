@@ -1,0 +1,184 @@
+//! AVX2: a vector is two registers.
+
+use crate::Isa;
+use std::arch::x86_64::*;
+
+/// AVX2 with FMA and F16C: Intel since Haswell, AMD since Zen.
+#[derive(Clone, Copy, Debug)]
+pub struct Avx2(());
+
+/// Calls `f` with the instructions enabled. The features that [`Avx2::new`] looks for are these.
+#[target_feature(enable = "avx2,fma,f16c")]
+fn run<R>(f: impl FnOnce() -> R) -> R {
+    f()
+}
+
+/// Defines methods of [`Isa`] from intrinsics.
+macro_rules! methods {
+    ($($name:ident($($arg:ident: $ty:ty),*) -> $out:ty = $body:expr;)*) => {$(
+        #[inline(always)]
+        fn $name(self, $($arg: $ty),*) -> $out {
+            // SAFETY: `self` is only made by `new`, which found every feature. Loads and stores go
+            // through references to arrays, within their width.
+            unsafe { $body }
+        }
+    )*};
+}
+
+type F = [__m256; 2];
+type N = [__m256i; 2];
+
+impl Isa for Avx2 {
+    const NAME: &'static str = "avx2";
+    const TILE: (usize, usize) = (2, 3);
+    type F = F;
+    type N = N;
+
+    #[inline(always)]
+    fn new() -> Option<Self> {
+        (is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("f16c"))
+        .then_some(Avx2(()))
+    }
+
+    #[inline(always)]
+    fn run<R>(self, f: impl FnOnce() -> R) -> R {
+        // SAFETY: `self` is only made by `new`, which found every feature.
+        unsafe { run(f) }
+    }
+
+    methods! {
+        splat(x: f32) -> F = [_mm256_set1_ps(x); 2];
+        load(x: &[f32; 16]) -> F = [_mm256_loadu_ps(x.as_ptr()), _mm256_loadu_ps(x.as_ptr().add(8))];
+        store(v: F, out: &mut [f32; 16]) -> () = {
+            _mm256_storeu_ps(out.as_mut_ptr(), v[0]);
+            _mm256_storeu_ps(out.as_mut_ptr().add(8), v[1]);
+        };
+        load_f16(x: &[u8; 32]) -> F = [
+            _mm256_cvtph_ps(_mm_loadu_si128(x.as_ptr().cast())),
+            _mm256_cvtph_ps(_mm_loadu_si128(x.as_ptr().add(16).cast())),
+        ];
+        store_f16(v: F, out: &mut [u8; 32]) -> () = {
+            let [a, b] = v.map(|v| _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v));
+            _mm_storeu_si128(out.as_mut_ptr().cast(), a);
+            _mm_storeu_si128(out.as_mut_ptr().add(16).cast(), b);
+        };
+        load_bf16(x: &[u8; 32]) -> F = {
+            let widen = |x: __m128i| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(x)));
+            [widen(_mm_loadu_si128(x.as_ptr().cast())), widen(_mm_loadu_si128(x.as_ptr().add(16).cast()))]
+        };
+
+        add(a: F, b: F) -> F = [_mm256_add_ps(a[0], b[0]), _mm256_add_ps(a[1], b[1])];
+        sub(a: F, b: F) -> F = [_mm256_sub_ps(a[0], b[0]), _mm256_sub_ps(a[1], b[1])];
+        mul(a: F, b: F) -> F = [_mm256_mul_ps(a[0], b[0]), _mm256_mul_ps(a[1], b[1])];
+        div(a: F, b: F) -> F = [_mm256_div_ps(a[0], b[0]), _mm256_div_ps(a[1], b[1])];
+        fma(a: F, b: F, c: F) -> F =
+            [_mm256_fmadd_ps(a[0], b[0], c[0]), _mm256_fmadd_ps(a[1], b[1], c[1])];
+        min(a: F, b: F) -> F = [_mm256_min_ps(a[0], b[0]), _mm256_min_ps(a[1], b[1])];
+        max(a: F, b: F) -> F = [_mm256_max_ps(a[0], b[0]), _mm256_max_ps(a[1], b[1])];
+        sum(v: F) -> f32 = {
+            let v = _mm256_add_ps(v[0], v[1]);
+            let v = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+            let v = _mm_add_ps(v, _mm_movehl_ps(v, v));
+            _mm_cvtss_f32(_mm_add_ss(v, _mm_movehdup_ps(v)))
+        };
+        reduce16(v: [F; 16]) -> F = reduce16(v);
+        max_lane(v: F) -> f32 = {
+            let v = _mm256_max_ps(v[0], v[1]);
+            let v = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+            let v = _mm_max_ps(v, _mm_movehl_ps(v, v));
+            _mm_cvtss_f32(_mm_max_ss(v, _mm_movehdup_ps(v)))
+        };
+
+        widen_u8(x: &[u8; 16]) -> N = [
+            _mm256_cvtepu8_epi32(_mm_loadl_epi64(x.as_ptr().cast())),
+            _mm256_cvtepu8_epi32(_mm_loadl_epi64(x.as_ptr().add(8).cast())),
+        ];
+        widen_i8(x: &[u8; 16]) -> N = [
+            _mm256_cvtepi8_epi32(_mm_loadl_epi64(x.as_ptr().cast())),
+            _mm256_cvtepi8_epi32(_mm_loadl_epi64(x.as_ptr().add(8).cast())),
+        ];
+        spread1(x: u16) -> N = {
+            let x = _mm256_set1_epi32(i32::from(x));
+            [
+                _mm256_srlv_epi32(x, _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)),
+                _mm256_srlv_epi32(x, _mm256_setr_epi32(8, 9, 10, 11, 12, 13, 14, 15)),
+            ]
+        };
+        spread2(x: u32) -> N = {
+            let x = _mm256_set1_epi32(x as i32);
+            [
+                _mm256_srlv_epi32(x, _mm256_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14)),
+                _mm256_srlv_epi32(x, _mm256_setr_epi32(16, 18, 20, 22, 24, 26, 28, 30)),
+            ]
+        };
+        splat_n(x: i32) -> N = [_mm256_set1_epi32(x); 2];
+        add_n(a: N, b: N) -> N = [_mm256_add_epi32(a[0], b[0]), _mm256_add_epi32(a[1], b[1])];
+        and(a: N, b: N) -> N = [_mm256_and_si256(a[0], b[0]), _mm256_and_si256(a[1], b[1])];
+        or(a: N, b: N) -> N = [_mm256_or_si256(a[0], b[0]), _mm256_or_si256(a[1], b[1])];
+        xor(a: N, b: N) -> N = [_mm256_xor_si256(a[0], b[0]), _mm256_xor_si256(a[1], b[1])];
+        to_f32(v: N) -> F = v.map(|v| _mm256_cvtepi32_ps(v));
+        round(v: F) -> N = v.map(|v| _mm256_cvtps_epi32(v));
+        from_bits(v: N) -> F = v.map(|v| _mm256_castsi256_ps(v));
+        to_bits(v: F) -> N = v.map(|v| _mm256_castps_si256(v));
+        lookup(table: F, index: N) -> F = index.map(|i| {
+            let low = _mm256_permutevar8x32_ps(table[0], i);
+            let high = _mm256_permutevar8x32_ps(table[1], i);
+            // Bit 3 of the index, moved to the sign, chooses.
+            _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32::<28>(i)))
+        });
+    }
+
+    #[inline(always)]
+    fn shr<const K: i32>(self, v: N) -> N {
+        // SAFETY: `self` is only made by `new`, which found every feature.
+        unsafe { [_mm256_srli_epi32::<K>(v[0]), _mm256_srli_epi32::<K>(v[1])] }
+    }
+    #[inline(always)]
+    fn shl<const K: i32>(self, v: N) -> N {
+        // SAFETY: as above.
+        unsafe { [_mm256_slli_epi32::<K>(v[0]), _mm256_slli_epi32::<K>(v[1])] }
+    }
+    #[inline(always)]
+    fn gather<const L: usize>(self, table: &[f32; L], index: N) -> F {
+        const { assert!(L.is_power_of_two()) };
+        // SAFETY: as above; the mask keeps every index inside the table.
+        unsafe {
+            let mask = _mm256_set1_epi32((L - 1) as i32);
+            [
+                _mm256_i32gather_ps::<4>(table.as_ptr(), _mm256_and_si256(index[0], mask)),
+                _mm256_i32gather_ps::<4>(table.as_ptr(), _mm256_and_si256(index[1], mask)),
+            ]
+        }
+    }
+    #[inline(always)]
+    fn prefetch(self, bytes: &[u8], offset: usize) {
+        // SAFETY: a prefetch of any address is allowed.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(bytes.as_ptr().wrapping_add(offset).cast()) }
+    }
+}
+
+/// Sixteen sums by transposing: each step folds two vectors into one, so that lanes add up in the order
+/// of [`Isa::sum`]: i with i+8, i+4, i+2, i+1.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn reduce16(v: [F; 16]) -> F {
+    let halves = |i: usize| _mm256_add_ps(v[i][0], v[i][1]);
+    let quarters =
+        |a, b| _mm256_add_ps(_mm256_permute2f128_ps::<0x20>(a, b), _mm256_permute2f128_ps::<0x31>(a, b));
+    let pairs = |a, b| {
+        _mm256_add_ps(_mm256_shuffle_ps::<0b01_00_01_00>(a, b), _mm256_shuffle_ps::<0b11_10_11_10>(a, b))
+    };
+    let lanes = |a, b| {
+        _mm256_add_ps(_mm256_shuffle_ps::<0b10_00_10_00>(a, b), _mm256_shuffle_ps::<0b11_01_11_01>(a, b))
+    };
+    // 128-bit half h, lane l of the result comes from the input 2 l + h.
+    let two = |i: usize| quarters(halves(i), halves(i + 1));
+    let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    let eight = |i: usize| {
+        let sums = lanes(pairs(two(i), two(i + 2)), pairs(two(i + 4), two(i + 6)));
+        _mm256_permutevar8x32_ps(sums, order)
+    };
+    [eight(0), eight(8)]
+}

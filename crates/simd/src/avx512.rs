@@ -1,0 +1,163 @@
+//! AVX-512: a vector is one register.
+
+use crate::Isa;
+use std::arch::x86_64::*;
+
+/// AVX-512 with the F, BW, DQ and VL extensions: Intel since Skylake-X, AMD since Zen 4.
+#[derive(Clone, Copy, Debug)]
+pub struct Avx512(());
+
+/// Calls `f` with the instructions enabled. The features that [`Avx512::new`] looks for are these.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+fn run<R>(f: impl FnOnce() -> R) -> R {
+    f()
+}
+
+/// Defines methods of [`Isa`] from intrinsics.
+macro_rules! methods {
+    ($($name:ident($($arg:ident: $ty:ty),*) -> $out:ty = $body:expr;)*) => {$(
+        #[inline(always)]
+        fn $name(self, $($arg: $ty),*) -> $out {
+            // SAFETY: `self` is only made by `new`, which found every feature. Loads and stores go
+            // through references to arrays of their full width.
+            unsafe { $body }
+        }
+    )*};
+}
+
+impl Isa for Avx512 {
+    const NAME: &'static str = "avx512";
+    const TILE: (usize, usize) = (4, 6);
+    type F = __m512;
+    type N = __m512i;
+
+    #[inline(always)]
+    fn new() -> Option<Self> {
+        (is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512vl")
+            && is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("f16c"))
+        .then_some(Avx512(()))
+    }
+
+    #[inline(always)]
+    fn run<R>(self, f: impl FnOnce() -> R) -> R {
+        // SAFETY: `self` is only made by `new`, which found every feature.
+        unsafe { run(f) }
+    }
+
+    methods! {
+        splat(x: f32) -> __m512 = _mm512_set1_ps(x);
+        load(x: &[f32; 16]) -> __m512 = _mm512_loadu_ps(x.as_ptr());
+        store(v: __m512, out: &mut [f32; 16]) -> () = _mm512_storeu_ps(out.as_mut_ptr(), v);
+        load_f16(x: &[u8; 32]) -> __m512 = _mm512_cvtph_ps(_mm256_loadu_si256(x.as_ptr().cast()));
+        store_f16(v: __m512, out: &mut [u8; 32]) -> () = _mm256_storeu_si256(
+            out.as_mut_ptr().cast(),
+            _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v),
+        );
+        load_bf16(x: &[u8; 32]) -> __m512 = _mm512_castsi512_ps(_mm512_slli_epi32::<16>(
+            _mm512_cvtepu16_epi32(_mm256_loadu_si256(x.as_ptr().cast())),
+        ));
+
+        add(a: __m512, b: __m512) -> __m512 = _mm512_add_ps(a, b);
+        sub(a: __m512, b: __m512) -> __m512 = _mm512_sub_ps(a, b);
+        mul(a: __m512, b: __m512) -> __m512 = _mm512_mul_ps(a, b);
+        div(a: __m512, b: __m512) -> __m512 = _mm512_div_ps(a, b);
+        fma(a: __m512, b: __m512, c: __m512) -> __m512 = _mm512_fmadd_ps(a, b, c);
+        min(a: __m512, b: __m512) -> __m512 = _mm512_min_ps(a, b);
+        max(a: __m512, b: __m512) -> __m512 = _mm512_max_ps(a, b);
+        sum(v: __m512) -> f32 = {
+            let v = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps::<1>(v));
+            let v = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+            let v = _mm_add_ps(v, _mm_movehl_ps(v, v));
+            _mm_cvtss_f32(_mm_add_ss(v, _mm_movehdup_ps(v)))
+        };
+        reduce16(v: [__m512; 16]) -> __m512 = reduce16(v);
+        max_lane(v: __m512) -> f32 = {
+            let v = _mm256_max_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps::<1>(v));
+            let v = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+            let v = _mm_max_ps(v, _mm_movehl_ps(v, v));
+            _mm_cvtss_f32(_mm_max_ss(v, _mm_movehdup_ps(v)))
+        };
+
+        widen_u8(x: &[u8; 16]) -> __m512i = _mm512_cvtepu8_epi32(_mm_loadu_si128(x.as_ptr().cast()));
+        widen_i8(x: &[u8; 16]) -> __m512i = _mm512_cvtepi8_epi32(_mm_loadu_si128(x.as_ptr().cast()));
+        spread1(x: u16) -> __m512i = _mm512_srlv_epi32(
+            _mm512_set1_epi32(i32::from(x)),
+            _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
+        );
+        spread2(x: u32) -> __m512i = _mm512_srlv_epi32(
+            _mm512_set1_epi32(x as i32),
+            _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30),
+        );
+        splat_n(x: i32) -> __m512i = _mm512_set1_epi32(x);
+        add_n(a: __m512i, b: __m512i) -> __m512i = _mm512_add_epi32(a, b);
+        and(a: __m512i, b: __m512i) -> __m512i = _mm512_and_si512(a, b);
+        or(a: __m512i, b: __m512i) -> __m512i = _mm512_or_si512(a, b);
+        xor(a: __m512i, b: __m512i) -> __m512i = _mm512_xor_si512(a, b);
+        to_f32(v: __m512i) -> __m512 = _mm512_cvtepi32_ps(v);
+        round(v: __m512) -> __m512i = _mm512_cvtps_epi32(v);
+        from_bits(v: __m512i) -> __m512 = _mm512_castsi512_ps(v);
+        to_bits(v: __m512) -> __m512i = _mm512_castps_si512(v);
+        lookup(table: __m512, index: __m512i) -> __m512 = _mm512_permutexvar_ps(index, table);
+    }
+
+    #[inline(always)]
+    fn shr<const K: i32>(self, v: __m512i) -> __m512i {
+        // SAFETY: `self` is only made by `new`, which found every feature.
+        unsafe { _mm512_srl_epi32(v, _mm_cvtsi32_si128(K)) }
+    }
+    #[inline(always)]
+    fn shl<const K: i32>(self, v: __m512i) -> __m512i {
+        // SAFETY: as above.
+        unsafe { _mm512_sll_epi32(v, _mm_cvtsi32_si128(K)) }
+    }
+    #[inline(always)]
+    fn gather<const L: usize>(self, table: &[f32; L], index: __m512i) -> __m512 {
+        const { assert!(L.is_power_of_two()) };
+        // SAFETY: as above; the mask keeps every index inside the table.
+        unsafe {
+            let index = _mm512_and_si512(index, _mm512_set1_epi32((L - 1) as i32));
+            _mm512_i32gather_ps::<4>(index, table.as_ptr())
+        }
+    }
+    #[inline(always)]
+    fn prefetch(self, bytes: &[u8], offset: usize) {
+        // SAFETY: a prefetch of any address is allowed.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(bytes.as_ptr().wrapping_add(offset).cast()) }
+    }
+}
+
+/// Sixteen sums by transposing: each step folds two vectors into one, so that lanes add up in the order
+/// of [`Isa::sum`]: i with i+8, i+4, i+2, i+1.
+#[inline]
+#[target_feature(enable = "avx512f,avx512dq")]
+fn reduce16(v: [__m512; 16]) -> __m512 {
+    // Quarters of a, then of b: each is a sum of two.
+    let halves = |a, b| {
+        _mm512_add_ps(
+            _mm512_shuffle_f32x4::<0b01_00_01_00>(a, b),
+            _mm512_shuffle_f32x4::<0b11_10_11_10>(a, b),
+        )
+    };
+    let quarters = |a, b| {
+        _mm512_add_ps(
+            _mm512_shuffle_f32x4::<0b10_00_10_00>(a, b),
+            _mm512_shuffle_f32x4::<0b11_01_11_01>(a, b),
+        )
+    };
+    let pairs = |a, b| {
+        _mm512_add_ps(_mm512_shuffle_ps::<0b01_00_01_00>(a, b), _mm512_shuffle_ps::<0b11_10_11_10>(a, b))
+    };
+    let lanes = |a, b| {
+        _mm512_add_ps(_mm512_shuffle_ps::<0b10_00_10_00>(a, b), _mm512_shuffle_ps::<0b11_01_11_01>(a, b))
+    };
+    // In the result, 128-bit quarter q, lane l comes from the input 4 l + q.
+    let four = |i: usize| quarters(halves(v[i], v[i + 1]), halves(v[i + 2], v[i + 3]));
+    let sums = lanes(pairs(four(0), four(4)), pairs(four(8), four(12)));
+    let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    _mm512_permutexvar_ps(order, sums)
+}

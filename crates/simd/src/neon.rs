@@ -1,0 +1,175 @@
+//! NEON: a vector is four registers.
+
+use crate::Isa;
+use std::arch::aarch64::*;
+use std::arch::asm;
+use std::array::from_fn;
+
+/// NEON, which every 64-bit Arm processor has.
+#[derive(Clone, Copy, Debug)]
+pub struct Neon(());
+
+/// Calls `f` with the instructions enabled. The features that [`Neon::new`] looks for are these.
+#[target_feature(enable = "neon")]
+fn run<R>(f: impl FnOnce() -> R) -> R {
+    f()
+}
+
+/// Defines methods of [`Isa`] from intrinsics.
+macro_rules! methods {
+    ($($name:ident($($arg:ident: $ty:ty),*) -> $out:ty = $body:expr;)*) => {$(
+        #[inline(always)]
+        fn $name(self, $($arg: $ty),*) -> $out {
+            // SAFETY: `self` is only made by `new`, which found the feature. Loads and stores go
+            // through references to arrays, within their width.
+            unsafe { $body }
+        }
+    )*};
+}
+
+type F = [float32x4_t; 4];
+type N = [uint32x4_t; 4];
+
+impl Isa for Neon {
+    const NAME: &'static str = "neon";
+    const TILE: (usize, usize) = (2, 2);
+    type F = F;
+    type N = N;
+
+    #[inline(always)]
+    fn new() -> Option<Self> {
+        std::arch::is_aarch64_feature_detected!("neon").then_some(Neon(()))
+    }
+
+    #[inline(always)]
+    fn run<R>(self, f: impl FnOnce() -> R) -> R {
+        // SAFETY: `self` is only made by `new`, which found the feature.
+        unsafe { run(f) }
+    }
+
+    methods! {
+        splat(x: f32) -> F = [vdupq_n_f32(x); 4];
+        load(x: &[f32; 16]) -> F = from_fn(|i| vld1q_f32(x.as_ptr().add(4 * i)));
+        store(v: F, out: &mut [f32; 16]) -> () =
+            for (i, v) in v.into_iter().enumerate() {
+                vst1q_f32(out.as_mut_ptr().add(4 * i), v);
+            };
+        load_f16(x: &[u8; 32]) -> F = from_fn(|i| {
+            let half: uint16x4_t = vreinterpret_u16_u8(vld1_u8(x.as_ptr().add(8 * i)));
+            let single: float32x4_t;
+            // The intrinsic wants the unstable type `f16`.
+            asm!("fcvtl {0:v}.4s, {1:v}.4h", out(vreg) single, in(vreg) half, options(pure, nomem, nostack));
+            single
+        });
+        store_f16(v: F, out: &mut [u8; 32]) -> () =
+            for (i, single) in v.into_iter().enumerate() {
+                let half: uint16x4_t;
+                asm!("fcvtn {0:v}.4h, {1:v}.4s", out(vreg) half, in(vreg) single, options(pure, nomem, nostack));
+                vst1_u8(out.as_mut_ptr().add(8 * i), vreinterpret_u8_u16(half));
+            };
+        load_bf16(x: &[u8; 32]) -> F = from_fn(|i| {
+            let half = vreinterpret_u16_u8(vld1_u8(x.as_ptr().add(8 * i)));
+            vreinterpretq_f32_u32(vshll_n_u16::<16>(half))
+        });
+
+        add(a: F, b: F) -> F = from_fn(|i| vaddq_f32(a[i], b[i]));
+        sub(a: F, b: F) -> F = from_fn(|i| vsubq_f32(a[i], b[i]));
+        mul(a: F, b: F) -> F = from_fn(|i| vmulq_f32(a[i], b[i]));
+        div(a: F, b: F) -> F = from_fn(|i| vdivq_f32(a[i], b[i]));
+        fma(a: F, b: F, c: F) -> F = from_fn(|i| vfmaq_f32(c[i], a[i], b[i]));
+        // The instructions FMIN and FMAX would let a NaN win.
+        min(a: F, b: F) -> F = from_fn(|i| vbslq_f32(vcltq_f32(a[i], b[i]), a[i], b[i]));
+        max(a: F, b: F) -> F = from_fn(|i| vbslq_f32(vcgtq_f32(a[i], b[i]), a[i], b[i]));
+        sum(v: F) -> f32 = {
+            let v = vaddq_f32(vaddq_f32(v[0], v[2]), vaddq_f32(v[1], v[3]));
+            let v = vadd_f32(vget_low_f32(v), vget_high_f32(v));
+            vget_lane_f32::<0>(v) + vget_lane_f32::<1>(v)
+        };
+        reduce16(v: [F; 16]) -> F = from_fn(|q| {
+            // Lane l of quarter q is the sum of vector 4 q + l, added in the order of `sum`.
+            let quarters = |i: usize| vaddq_f32(vaddq_f32(v[i][0], v[i][2]), vaddq_f32(v[i][1], v[i][3]));
+            let pairs = |a: float32x4_t, b: float32x4_t| {
+                let (a, b) = (vreinterpretq_f64_f32(a), vreinterpretq_f64_f32(b));
+                vaddq_f32(vreinterpretq_f32_f64(vzip1q_f64(a, b)), vreinterpretq_f32_f64(vzip2q_f64(a, b)))
+            };
+            vpaddq_f32(
+                pairs(quarters(4 * q), quarters(4 * q + 1)),
+                pairs(quarters(4 * q + 2), quarters(4 * q + 3)),
+            )
+        });
+        max_lane(v: F) -> f32 = vmaxvq_f32(vmaxq_f32(vmaxq_f32(v[0], v[2]), vmaxq_f32(v[1], v[3])));
+
+        widen_u8(x: &[u8; 16]) -> N = {
+            let x = vld1q_u8(x.as_ptr());
+            let (low, high) = (vmovl_u8(vget_low_u8(x)), vmovl_high_u8(x));
+            [vmovl_u16(vget_low_u16(low)), vmovl_high_u16(low), vmovl_u16(vget_low_u16(high)), vmovl_high_u16(high)]
+        };
+        widen_i8(x: &[u8; 16]) -> N = {
+            let x = vld1q_s8(x.as_ptr().cast());
+            let (low, high) = (vmovl_s8(vget_low_s8(x)), vmovl_high_s8(x));
+            [vmovl_s16(vget_low_s16(low)), vmovl_high_s16(low), vmovl_s16(vget_low_s16(high)), vmovl_high_s16(high)]
+                .map(|x| vreinterpretq_u32_s32(x))
+        };
+        spread1(x: u16) -> N = from_fn(|i| {
+            let i = i as i32;
+            let shifts = vld1q_s32([-4 * i, -4 * i - 1, -4 * i - 2, -4 * i - 3].as_ptr());
+            vshlq_u32(vdupq_n_u32(u32::from(x)), shifts)
+        });
+        spread2(x: u32) -> N = from_fn(|i| {
+            let i = i as i32;
+            let shifts = vld1q_s32([-8 * i, -8 * i - 2, -8 * i - 4, -8 * i - 6].as_ptr());
+            vshlq_u32(vdupq_n_u32(x), shifts)
+        });
+        splat_n(x: i32) -> N = [vdupq_n_u32(x as u32); 4];
+        add_n(a: N, b: N) -> N = from_fn(|i| vaddq_u32(a[i], b[i]));
+        and(a: N, b: N) -> N = from_fn(|i| vandq_u32(a[i], b[i]));
+        or(a: N, b: N) -> N = from_fn(|i| vorrq_u32(a[i], b[i]));
+        xor(a: N, b: N) -> N = from_fn(|i| veorq_u32(a[i], b[i]));
+        to_f32(v: N) -> F = v.map(|v| vcvtq_f32_s32(vreinterpretq_s32_u32(v)));
+        round(v: F) -> N = v.map(|v| vreinterpretq_u32_s32(vcvtnq_s32_f32(v)));
+        from_bits(v: N) -> F = v.map(|v| vreinterpretq_f32_u32(v));
+        to_bits(v: F) -> N = v.map(|v| vreinterpretq_u32_f32(v));
+        lookup(table: F, index: N) -> F = {
+            let table = uint8x16x4_t(
+                vreinterpretq_u8_f32(table[0]),
+                vreinterpretq_u8_f32(table[1]),
+                vreinterpretq_u8_f32(table[2]),
+                vreinterpretq_u8_f32(table[3]),
+            );
+            index.map(|i| {
+                // The index of each of the four bytes of the float: 4 i, 4 i + 1, 4 i + 2, 4 i + 3.
+                let i = vandq_u32(i, vdupq_n_u32(15));
+                let bytes = vmlaq_u32(vdupq_n_u32(0x0302_0100), i, vdupq_n_u32(0x0404_0404));
+                vreinterpretq_f32_u8(vqtbl4q_u8(table, vreinterpretq_u8_u32(bytes)))
+            })
+        };
+    }
+
+    #[inline(always)]
+    fn shr<const K: i32>(self, v: N) -> N {
+        // SAFETY: `self` is only made by `new`, which found the feature.
+        v.map(|v| unsafe { vshlq_u32(v, vdupq_n_s32(-K)) })
+    }
+    #[inline(always)]
+    fn shl<const K: i32>(self, v: N) -> N {
+        // SAFETY: as above.
+        v.map(|v| unsafe { vshlq_u32(v, vdupq_n_s32(K)) })
+    }
+    #[inline(always)]
+    fn gather<const L: usize>(self, table: &[f32; L], index: N) -> F {
+        const { assert!(L.is_power_of_two()) };
+        let mut lanes = [0; 16];
+        for (lanes, index) in lanes.as_chunks_mut::<4>().0.iter_mut().zip(index) {
+            // SAFETY: as above; the store fills an array of four.
+            unsafe { vst1q_u32(lanes.as_mut_ptr(), index) };
+        }
+        self.load(&lanes.map(|i: u32| table[i as usize & (L - 1)]))
+    }
+    #[inline(always)]
+    fn prefetch(self, bytes: &[u8], offset: usize) {
+        // SAFETY: a prefetch of any address is allowed.
+        unsafe {
+            asm!("prfm pldl1keep, [{0}]", in(reg) bytes.as_ptr().wrapping_add(offset), options(readonly, nostack, preserves_flags));
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! Every instruction set against [`Scalar`], operation by operation, to the bit.
+
+use crate::{Isa, Level, Scalar, dispatch};
+
+/// A small generator, so that failures repeat (xorshift, Marsaglia 2003).
+struct Random(u64);
+
+impl Random {
+    fn bits(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+    /// Numbers of many magnitudes and, now and then, a special one.
+    fn float(&mut self) -> f32 {
+        const SPECIAL: [f32; 8] =
+            [0.0, -0.0, 1.0, f32::INFINITY, f32::NEG_INFINITY, f32::MIN_POSITIVE, 65520.0, 2.5];
+        let bits = self.bits();
+        match bits % 16 {
+            0 => SPECIAL[(bits >> 8) as usize % SPECIAL.len()],
+            _ => ((bits >> 40) as f32 / (1 << 23) as f32 - 1.0) * 10f32.powi((bits >> 32) as i32 % 9 - 4),
+        }
+    }
+    fn finite(&mut self) -> f32 {
+        let x = self.float();
+        if x.is_finite() { x } else { 3.25 }
+    }
+    fn floats(&mut self) -> [f32; 16] {
+        std::array::from_fn(|_| self.float())
+    }
+    fn finites(&mut self) -> [f32; 16] {
+        std::array::from_fn(|_| self.finite())
+    }
+    fn integers(&mut self) -> [i32; 16] {
+        std::array::from_fn(|_| self.bits() as i32)
+    }
+    fn bytes<const L: usize>(&mut self) -> [u8; L] {
+        std::array::from_fn(|_| self.bits() as u8)
+    }
+}
+
+#[track_caller]
+fn check(name: &str, actual: [f32; 16], expected: [f32; 16]) {
+    for i in 0..16 {
+        let (a, e) = (actual[i], expected[i]);
+        assert!(a.to_bits() == e.to_bits() || a.is_nan() && e.is_nan(), "{name}, lane {i}: {a:?} not {e:?}");
+    }
+}
+
+/// The lanes of a vector of integers: they pass through the bits of floats.
+fn lanes<I: Isa>(isa: I, v: I::N) -> [f32; 16] {
+    let mut out = [0.0; 16];
+    isa.store(isa.from_bits(v), &mut out);
+    out
+}
+
+fn integers<I: Isa>(isa: I, x: [i32; 16]) -> I::N {
+    isa.to_bits(isa.load(&x.map(|x| f32::from_bits(x as u32))))
+}
+
+#[inline(always)]
+fn agrees_with_scalar<I: Isa>(isa: I) {
+    let mut random = Random(0x9e37_79b9_7f4a_7c15);
+    let unload = |v: I::F| {
+        let mut out = [0.0; 16];
+        isa.store(v, &mut out);
+        out
+    };
+    let bits = |x: [i32; 16]| x.map(|x| f32::from_bits(x as u32));
+    for _ in 0..2000 {
+        let (a, b, c) = (random.floats(), random.floats(), random.floats());
+        let (va, vb, vc) = (isa.load(&a), isa.load(&b), isa.load(&c));
+        check("load", unload(va), a);
+        check("splat", unload(isa.splat(a[0])), [a[0]; 16]);
+        check("add", unload(isa.add(va, vb)), Scalar.add(a, b));
+        check("sub", unload(isa.sub(va, vb)), Scalar.sub(a, b));
+        check("mul", unload(isa.mul(va, vb)), Scalar.mul(a, b));
+        check("div", unload(isa.div(va, vb)), Scalar.div(a, b));
+        check("fma", unload(isa.fma(va, vb, vc)), Scalar.fma(a, b, c));
+        let mut with_nan = a;
+        with_nan[5] = f32::NAN;
+        for (a, b) in [(a, b), (with_nan, b), (b, with_nan)] {
+            check("min", unload(isa.min(isa.load(&a), isa.load(&b))), Scalar.min(a, b));
+            check("max", unload(isa.max(isa.load(&a), isa.load(&b))), Scalar.max(a, b));
+        }
+
+        let rows: [[f32; 16]; 16] = std::array::from_fn(|_| random.finites());
+        check("sum", [isa.sum(isa.load(&rows[0])); 16], [Scalar.sum(rows[0]); 16]);
+        check("reduce16", unload(isa.reduce16(rows.map(|r| isa.load(&r)))), Scalar.reduce16(rows));
+        let nonzero = rows[0].map(|x| if x == 0.0 { 1.0 } else { x });
+        check("max_lane", [isa.max_lane(isa.load(&nonzero)); 16], [Scalar.max_lane(nonzero); 16]);
+        let table = random.floats();
+        let (mut encoded, mut expected) = ([0; 32], [0; 32]);
+        isa.store_f16(va, &mut encoded);
+        Scalar.store_f16(a, &mut expected);
+        assert_eq!(encoded, expected, "store_f16 of {a:?}");
+
+        let half: [u8; 32] = random.bytes();
+        check("load_f16", unload(isa.load_f16(&half)), Scalar.load_f16(&half));
+        check("load_bf16", unload(isa.load_bf16(&half)), Scalar.load_bf16(&half));
+        let byte: [u8; 16] = random.bytes();
+        check("widen_u8", unload(isa.to_f32(isa.widen_u8(&byte))), Scalar.to_f32(Scalar.widen_u8(&byte)));
+        check("widen_i8", unload(isa.to_f32(isa.widen_i8(&byte))), Scalar.to_f32(Scalar.widen_i8(&byte)));
+        let x = random.bits() as u32;
+        check("spread1", lanes(isa, isa.spread1(x as u16)), bits(Scalar.spread1(x as u16)));
+        check("spread2", lanes(isa, isa.spread2(x)), bits(Scalar.spread2(x)));
+
+        let (m, n) = (random.integers(), random.integers());
+        let (vm, vn) = (integers(isa, m), integers(isa, n));
+        check("splat_n", lanes(isa, isa.splat_n(m[0])), bits([m[0]; 16]));
+        check("add_n", lanes(isa, isa.add_n(vm, vn)), bits(Scalar.add_n(m, n)));
+        check("and", lanes(isa, isa.and(vm, vn)), bits(Scalar.and(m, n)));
+        check("or", lanes(isa, isa.or(vm, vn)), bits(Scalar.or(m, n)));
+        check("xor", lanes(isa, isa.xor(vm, vn)), bits(Scalar.xor(m, n)));
+        check("shr", lanes(isa, isa.shr::<5>(vm)), bits(Scalar.shr::<5>(m)));
+        check("shr by 0", lanes(isa, isa.shr::<0>(vm)), bits(m));
+        check("shl", lanes(isa, isa.shl::<23>(vm)), bits(Scalar.shl::<23>(m)));
+        check("to_f32", unload(isa.to_f32(vm)), Scalar.to_f32(m));
+        let small = rows[1].map(|x| x * 1.5);
+        check("round", lanes(isa, isa.round(isa.load(&small))), bits(Scalar.round(small)));
+        let ties = [-2.5, -1.5, -0.5, 0.5, 1.5, 2.5, 3.5, 0.0, -0.0, 7.49, 7.51, 1e6, -1e6, 0.1, -0.1, 4.5];
+        check("round ties", lanes(isa, isa.round(isa.load(&ties))), bits(Scalar.round(ties)));
+        check("lookup", unload(isa.lookup(isa.load(&table), vm)), Scalar.lookup(table, m));
+        let long: [f32; 512] = std::array::from_fn(|i| i as f32);
+        check("gather", unload(isa.gather(&long, vm)), Scalar.gather(&long, m));
+        isa.prefetch(&byte, 1 << 20);
+    }
+}
+
+#[test]
+fn every_instruction_set_agrees_with_scalar() {
+    for level in Level::all_available() {
+        dispatch!(level, |isa| isa.run(|| agrees_with_scalar(isa)));
+    }
+}
