@@ -143,7 +143,7 @@ impl Tail {
     }
 
     fn row_bytes(&self) -> usize {
-        self.side.head_dim * self.side.exact.bytes
+        self.side.exact.row_bytes(self.side.head_dim)
     }
 
     /// Rows `start..start + tokens` of one head.

@@ -80,13 +80,13 @@ impl SidePlan {
 
     /// Bytes of one token in the tail.
     pub fn tail_token_bytes(&self) -> usize {
-        self.heads * self.head_dim * self.exact.bytes
+        self.heads * self.exact.row_bytes(self.head_dim)
     }
 }
 
 /// Whether a page's mean is taken out before `format` encodes it: all but float formats.
 pub fn centred(format: &FormatOps) -> bool {
-    format.block > 1
+    !format.is_float()
 }
 
 impl Plan {

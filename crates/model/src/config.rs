@@ -3,6 +3,7 @@
 use crate::arch::{self, Arch};
 use crate::error::Error;
 use crate::rope::{RopeConfig, Scaling};
+use std::borrow::Cow;
 use torque_gguf::Metadata;
 use torque_kv::KvLayer;
 
@@ -119,8 +120,12 @@ impl Keys<'_> {
 
     /// A number for each layer, written once or as an array.
     fn per_layer(&self, name: &str, layers: usize, max: usize) -> Result<Option<Vec<usize>>, Error> {
-        let Some(values) = self.metadata.u32s(&self.key(name))? else { return Ok(None) };
-        let values = if values.len() == 1 { vec![values[0]; layers] } else { values.to_vec() };
+        let key = self.key(name);
+        let values = match self.metadata.get(&key) {
+            None => return Ok(None),
+            Some(torque_gguf::Value::Array(_)) => self.metadata.required::<Cow<[u32]>>(&key)?.into_owned(),
+            Some(_) => vec![self.metadata.required(&key)?; layers],
+        };
         if values.len() < layers {
             return Err(self.bad(name, format!("an array of {}", values.len()), format!("{layers} entries")));
         }
