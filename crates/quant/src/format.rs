@@ -1,5 +1,7 @@
 //! What a number format is, and the list of all of them.
 
+use crate::formats::*;
+use crate::rotate;
 use torque_simd::Isa;
 
 /// How a format's decoded values relate to the numbers that were encoded.
@@ -7,10 +9,10 @@ use torque_simd::Isa;
 pub enum Rotation {
     /// Decoded values are the numbers.
     None,
-    /// `scale * code + shift` is the 32-point rotation of the numbers (spec §3.2): weights. A product
-    /// with an activation is taken after rotating the activation, block by block.
+    /// `scale * code + shift` is the 32-point rotation of the numbers ([`rotate::block32_forward`]):
+    /// weights. A product with an activation is taken after rotating the activation, block by block.
     Block32,
-    /// Decoded values are the rotated head (spec §3.1, [`crate::rotate::Head`]): KV cache.
+    /// Decoded values are the rotated head ([`rotate::Head`]): KV cache.
     Head,
 }
 
@@ -20,6 +22,10 @@ pub enum Rotation {
 /// block is `scale * code + shift`, the scale and shift shared by [`Format::GROUP`] consecutive values.
 /// `encode` and `decode` are the specification, plain and never optimised; `affine` and `codes` are
 /// what kernels read and agree with `decode` to rounding.
+///
+/// The block of a head-sized format ([`Rotation::Head`]) is one rotation group of a head
+/// ([`rotate::group`]), a multiple of 16 values. Its length in bytes tells how many, so such formats
+/// are always given exactly one block. Float formats take any number of values as one block.
 pub trait Format: Send + Sync + 'static {
     /// Canonical name: lower case, as printed.
     const NAME: &'static str;
@@ -27,12 +33,12 @@ pub trait Format: Send + Sync + 'static {
     const ALIASES: &'static [&'static str] = &[];
     /// Type id in GGUF files, if files hold this format.
     const GGML_TYPE: Option<u32>;
-    /// Values in a block. A head-sized format ([`Rotation::Head`]) states its 128-wide block; its block
-    /// is a whole rotation group of the head, whatever the size.
+    /// Values in a block; of a head-sized format, in its 128-wide block.
     const BLOCK: usize;
     /// Bytes of that block.
     const BYTES: usize;
-    /// Consecutive values that share a scale and shift, a multiple of 16 (or [`Format::BLOCK`] if less).
+    /// Consecutive values that share a scale and shift: a multiple of 16. A head-sized format has one
+    /// scale for the block, whatever its size.
     const GROUP: usize;
     /// Whether any shift differs from zero.
     const SHIFTED: bool = false;
@@ -43,12 +49,149 @@ pub trait Format: Send + Sync + 'static {
     /// May hold K and V.
     const KV: bool = false;
 
-    /// Encodes one block. `x.len()` values into `block`.
+    /// Encodes one block of numbers.
     fn encode(x: &[f32], block: &mut [u8]);
-    /// Decodes one block: the exact inverse order of operations of the reference.
+    /// Encodes one block given in the domain `decode` answers in: a head-sized format takes values that
+    /// are rotated already, and a block of any group. This is how the cache writes.
+    fn encode_rotated(x: &[f32], block: &mut [u8]) {
+        Self::encode(x, block);
+    }
+    /// Decodes one block, operation by operation as the format's reference does.
     fn decode(block: &[u8], y: &mut [f32]);
-    /// Scale and shift of values `16 i ..16 i + 16` of the block.
+    /// Scale and shift of values `16 i .. 16 i + 16` of the block.
     fn affine(block: &[u8], i: usize) -> (f32, f32);
     /// Codes of values `16 i .. 16 i + 16` of the block.
     fn codes<I: Isa>(isa: I, block: &[u8], i: usize) -> I::F;
+}
+
+/// A [`Format`] as a value.
+#[derive(Clone, Copy, Debug)]
+pub struct FormatOps {
+    /// [`Format::NAME`].
+    pub name: &'static str,
+    /// [`Format::ALIASES`].
+    pub aliases: &'static [&'static str],
+    /// [`Format::GGML_TYPE`].
+    pub ggml_type: Option<u32>,
+    /// [`Format::BLOCK`].
+    pub block: usize,
+    /// [`Format::BYTES`].
+    pub bytes: usize,
+    /// [`Format::GROUP`].
+    pub group: usize,
+    /// [`Format::SHIFTED`].
+    pub shifted: bool,
+    /// [`Format::ROTATION`].
+    pub rotation: Rotation,
+    /// [`Format::WEIGHTS`].
+    pub weights: bool,
+    /// [`Format::KV`].
+    pub kv: bool,
+    /// [`Format::encode`].
+    pub encode: fn(&[f32], &mut [u8]),
+    /// [`Format::encode_rotated`].
+    pub encode_rotated: fn(&[f32], &mut [u8]),
+    /// [`Format::decode`].
+    pub decode: fn(&[u8], &mut [f32]),
+}
+
+/// Every format.
+pub static FORMATS: &[FormatOps] = &[
+    FormatOps::of::<F32>(),
+    FormatOps::of::<F16>(),
+    FormatOps::of::<Bf16>(),
+    FormatOps::of::<Q8_0>(),
+    FormatOps::of::<Q4_0>(),
+    FormatOps::of::<Q4_1>(),
+    FormatOps::of::<Turbo2>(),
+    FormatOps::of::<Turbo3>(),
+    FormatOps::of::<Turbo4>(),
+    FormatOps::of::<Turbo8>(),
+];
+
+/// The format of that name or alias, in any case.
+pub fn by_name(name: &str) -> Option<&'static FormatOps> {
+    let matches = |known: &&str| known.eq_ignore_ascii_case(name);
+    FORMATS.iter().find(|f| matches(&f.name) || f.aliases.iter().any(|alias| matches(&alias)))
+}
+
+/// The format with that type id in GGUF files.
+pub fn by_ggml_type(id: u32) -> Option<&'static FormatOps> {
+    FORMATS.iter().find(|f| f.ggml_type == Some(id))
+}
+
+impl FormatOps {
+    /// The row of a format.
+    pub const fn of<F: Format>() -> FormatOps {
+        FormatOps {
+            name: F::NAME,
+            aliases: F::ALIASES,
+            ggml_type: F::GGML_TYPE,
+            block: F::BLOCK,
+            bytes: F::BYTES,
+            group: F::GROUP,
+            shifted: F::SHIFTED,
+            rotation: F::ROTATION,
+            weights: F::WEIGHTS,
+            kv: F::KV,
+            encode: F::encode,
+            encode_rotated: F::encode_rotated,
+            decode: F::decode,
+        }
+    }
+
+    /// Bits a value costs.
+    pub fn bits(&self) -> f64 {
+        8.0 * self.bytes as f64 / self.block as f64
+    }
+
+    /// Whether a row may have this many values: whole blocks, or anything for floats.
+    pub fn fits(&self, values: usize) -> bool {
+        self.is_float() || values.is_multiple_of(self.block)
+    }
+
+    /// Bytes of a row that [`FormatOps::fits`].
+    pub fn row_bytes(&self, values: usize) -> usize {
+        values * self.bytes / self.block
+    }
+
+    /// Encodes a row of whole blocks, in the numbers' own domain.
+    ///
+    /// Panics unless the row [`FormatOps::fits`] and `out` is [`FormatOps::row_bytes`] long.
+    pub fn encode_row(&self, x: &[f32], out: &mut [u8]) {
+        self.check_row(x.len(), out.len());
+        for (x, block) in x.chunks(self.block).zip(out.chunks_mut(self.bytes)) {
+            (self.encode)(x, block);
+        }
+    }
+
+    /// Decodes a row of whole blocks; rows of a head-sized format stay rotated.
+    ///
+    /// Panics unless the row [`FormatOps::fits`] and `row` is [`FormatOps::row_bytes`] long.
+    pub fn decode_row(&self, row: &[u8], y: &mut [f32]) {
+        self.check_row(y.len(), row.len());
+        for (block, y) in row.chunks(self.bytes).zip(y.chunks_mut(self.block)) {
+            (self.decode)(block, y);
+        }
+    }
+
+    /// Values and bytes of the block in which heads of `head_dim` are stored: one rotation group of a
+    /// head, or for other formats their ordinary block, which may straddle two heads.
+    pub fn head_block(&self, head_dim: usize) -> (usize, usize) {
+        if self.rotation != Rotation::Head {
+            return (self.block, self.bytes);
+        }
+        // A half-precision scale, then a fixed number of bits a value.
+        let group = rotate::group(head_dim);
+        (group, 2 + (self.bytes - 2) * group / self.block)
+    }
+
+    fn is_float(&self) -> bool {
+        matches!(self.name, "f32" | "f16" | "bf16")
+    }
+
+    fn check_row(&self, values: usize, bytes: usize) {
+        assert!(self.fits(values), "{}: {values} values are not blocks of {}", self.name, self.block);
+        assert_eq!(bytes, self.row_bytes(values), "{}: bytes of a row of {values}", self.name);
+    }
 }

@@ -1,0 +1,84 @@
+//! One file a family of formats.
+
+mod float;
+mod q4;
+mod q8_0;
+mod turbo;
+
+pub use float::{Bf16, F16, F32};
+pub use q4::{Q4_0, Q4_1};
+pub use q8_0::Q8_0;
+pub(crate) use turbo::encode_128;
+pub use turbo::{Turbo2, Turbo3, Turbo4, Turbo8};
+
+use torque_simd::Isa;
+
+/// The half-precision number at a byte offset.
+///
+/// Selects instead of branches, and no call: kernels read a scale for every block.
+#[inline(always)]
+pub(crate) fn read_f16(block: &[u8], offset: usize) -> f32 {
+    const REBIAS: u32 = 112 << 23;
+    let bits = u16::from_le_bytes([block[offset], block[offset + 1]]);
+    let magnitude = u32::from(bits & 0x7FFF);
+    let normal = (magnitude << 13) + REBIAS;
+    let infinite = normal + REBIAS;
+    let subnormal = (magnitude as f32 * (1.0 / 16_777_216.0)).to_bits();
+    let value = if magnitude >= 0x7C00 { infinite } else { normal };
+    let value = if magnitude < 0x0400 { subnormal } else { value };
+    f32::from_bits(value | u32::from(bits & 0x8000) << 16)
+}
+
+/// Stores a number in half precision, rounding to nearest even, and returns what was stored.
+pub(crate) fn write_f16(block: &mut [u8], offset: usize, x: f32) -> f32 {
+    let rounded = half::f16::from_f32(x);
+    block[offset..offset + 2].copy_from_slice(&rounded.to_le_bytes());
+    rounded.to_f32()
+}
+
+/// The sixteen bytes at an offset.
+#[inline(always)]
+fn bytes16(block: &[u8], offset: usize) -> &[u8; 16] {
+    block[offset..].first_chunk().expect("a block is as long as its format says")
+}
+
+/// Lane l is byte l of the sixteen at `offset`, shifted right by `shift` bits and cut to the bits of `mask`.
+#[inline(always)]
+fn field<I: Isa>(isa: I, block: &[u8], offset: usize, shift: usize, mask: i32) -> I::N {
+    let (words, _) = bytes16(block, offset).as_chunks::<8>();
+    // Bits that cross from the next byte land above the mask.
+    let [low, high] = [words[0], words[1]].map(|w| (u64::from_le_bytes(w) >> shift).to_le_bytes());
+    let mut bytes = [0; 16];
+    bytes[..8].copy_from_slice(&low);
+    bytes[8..].copy_from_slice(&high);
+    isa.and(isa.widen_u8(&bytes), isa.splat_n(mask))
+}
+
+/// The value of largest magnitude, sign and all: the first of equals, and zero if there is none.
+fn extreme(x: &[f32]) -> f32 {
+    x.iter().fold(0.0, |max, x| if x.abs() > f32::abs(max) { *x } else { max })
+}
+
+/// `1 / x`, or zero for zero.
+fn inverse(x: f32) -> f32 {
+    if x == 0.0 { 0.0 } else { 1.0 / x }
+}
+
+/// The smallest and the largest value; the largest finite numbers, swapped, if all are NaN.
+fn span(x: &[f32]) -> (f32, f32) {
+    x.iter().fold((f32::MAX, f32::MIN), |(min, max), x| {
+        (if *x < min { *x } else { min }, if *x > max { *x } else { max })
+    })
+}
+
+/// Writes 32 four-bit codes: code j to the low nibble of byte j, code j + 16 to the high one.
+fn pack_nibbles(qs: &mut [u8], code: impl Fn(usize) -> u8) {
+    for (j, q) in qs.iter_mut().enumerate() {
+        *q = code(j) | code(j + 16) << 4;
+    }
+}
+
+/// Code i of 32 that [`pack_nibbles`] wrote.
+fn unpack_nibble(qs: &[u8], i: usize) -> u8 {
+    qs[i % 16] >> (i / 16 * 4) & 15
+}
