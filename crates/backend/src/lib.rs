@@ -9,6 +9,7 @@
 
 pub mod host;
 pub mod scalar;
+pub mod suite;
 
 use bytes::Bytes;
 use std::ops::Range;
@@ -128,6 +129,8 @@ pub trait Backend: Send + Sync + 'static {
     fn tensor(&self, capacity: usize) -> Self::Tensor;
     /// Makes it `[rows, width]`, within its capacity. Its contents are then unspecified.
     fn reshape(&self, x: &mut Self::Tensor, rows: usize, width: usize);
+    /// Copies values from the host.
+    fn write(&self, values: &[f32], x: &mut Self::Tensor);
     /// Copies a tensor's rows to the host.
     fn read(&self, x: &Self::Tensor, out: &mut [f32]);
     /// Brings parameters to the device.

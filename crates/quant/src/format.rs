@@ -186,7 +186,8 @@ impl FormatOps {
         (group, 2 + (self.bytes - 2) * group / self.block)
     }
 
-    fn is_float(&self) -> bool {
+    /// Whether it is f32, f16 or bf16: numbers as they are.
+    pub fn is_float(&self) -> bool {
         matches!(self.name, "f32" | "f16" | "bf16")
     }
 
