@@ -1,1 +1,3 @@
 //! Engine and Session: the wall between inference and its users.
+
+pub mod sampler;
