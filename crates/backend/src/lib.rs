@@ -124,6 +124,10 @@ pub trait Backend: Send + Sync + 'static {
 
     /// The name used on the command line.
     fn name(&self) -> &'static str;
+    /// The instruction set or device it runs on.
+    fn device(&self) -> String;
+    /// Threads that compute.
+    fn threads(&self) -> usize;
 
     /// A tensor with room for `capacity` values.
     fn tensor(&self, capacity: usize) -> Self::Tensor;

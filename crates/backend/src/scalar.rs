@@ -96,6 +96,12 @@ impl Backend for Scalar {
     fn name(&self) -> &'static str {
         "scalar"
     }
+    fn device(&self) -> String {
+        "scalar".into()
+    }
+    fn threads(&self) -> usize {
+        1
+    }
 
     fn tensor(&self, capacity: usize) -> Tensor {
         Tensor::new(capacity)

@@ -20,6 +20,10 @@ impl Detokenizer {
         Detokenizer { vocabulary, with_special, at_start: true, pending: Vec::new() }
     }
 
+    pub(crate) fn continuing(vocabulary: Arc<Vocabulary>, with_special: bool) -> Detokenizer {
+        Detokenizer { at_start: false, ..Detokenizer::new(vocabulary, with_special) }
+    }
+
     /// The text that this token completes; often a word, sometimes nothing. Bytes that cannot become a character any more
     /// turn into U+FFFD.
     pub fn push(&mut self, token: u32) -> String {

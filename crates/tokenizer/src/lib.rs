@@ -231,9 +231,19 @@ impl Tokenizer {
             .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
     }
 
-    /// A decoder for a stream of tokens.
+    /// A decoder for a stream of tokens that begins a text.
     pub fn detokenizer(&self, with_special: bool) -> Detokenizer {
         Detokenizer::new(self.vocabulary.clone(), with_special)
+    }
+
+    /// A decoder for tokens that continue a text: a space before the first word is kept.
+    pub fn continuing_detokenizer(&self, with_special: bool) -> Detokenizer {
+        Detokenizer::continuing(self.vocabulary.clone(), with_special)
+    }
+
+    /// The token that encoding puts before every text, if it does.
+    pub fn added_bos(&self) -> Option<u32> {
+        self.bos.filter(|_| self.add_bos)
     }
 
     /// The bytes that a token stands for, which may be part of a character; for control tokens their name. Empty for an id
