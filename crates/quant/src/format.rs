@@ -208,3 +208,6 @@ impl FormatOps {
         assert_eq!(bytes, self.row_bytes(values), "{}: bytes of a row of {values}", self.name);
     }
 }
+
+#[cfg(test)]
+mod tests;
