@@ -7,11 +7,17 @@
 //! No I/O, no threads, no devices.
 #![forbid(unsafe_code)]
 
+pub mod attend;
 pub mod codebook;
 pub mod conformance;
+pub mod dot;
 pub mod format;
 pub mod formats;
+pub mod gemm;
+pub mod kernels;
+pub mod math;
 pub mod rotate;
 pub mod table;
 
 pub use format::{FORMATS, Format, FormatOps, Rotation, by_ggml_type, by_name};
+pub use kernels::{FloatKernels, Kernels};
