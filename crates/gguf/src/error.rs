@@ -16,7 +16,7 @@ pub enum Error {
     #[error("`{}`: {error}", path.display())]
     File { path: PathBuf, error: Box<Error> },
 
-    #[error("not a GGUF file: it starts with {found:?}, expected \"GGUF\"")]
+    #[error("not a GGUF file: it starts with \"{found}\", expected \"GGUF\"")]
     Magic { found: String },
     #[error("big-endian GGUF is not supported; convert the file to little-endian")]
     BigEndian,
@@ -68,8 +68,8 @@ pub enum Error {
     MissingPart { number: u64, count: u64, path: PathBuf },
     #[error("the file says it is part {number} of {count}, so its name must end in `{expected}`")]
     PartName { number: u64, count: u64, expected: String },
-    #[error("`split.no` is {found} and `split.count` {found_count}, expected {number} and {count}")]
-    Part { number: u64, count: u64, found: u64, found_count: u64 },
+    #[error("this is {found}, expected part {number} of {count}")]
+    Part { number: u64, count: u64, found: String },
     #[error("`split.no` is {number}, but `split.count` is {count}")]
     PartNumber { number: u64, count: u64 },
     #[error("`split.tensors.count` is {expected}, but the parts have {found} tensors")]

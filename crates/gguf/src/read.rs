@@ -246,3 +246,6 @@ impl<'a> Cursor<'a> {
         std::str::from_utf8(bytes).map_err(|_| Error::Utf8 { what: what.to_string() })
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -47,11 +47,9 @@ pub enum Source<'a> {
     Bytes(Bytes),
     /// They are made when the tensor's turn comes, so that a large model never has to be in memory at once. The function
     /// must write exactly as many bytes as the tensor's type and shape ask for.
-    Stream(Box<StreamFn<'a>>),
+    #[allow(clippy::type_complexity, reason = "a name for it would say less")]
+    Stream(Box<dyn FnOnce(&mut dyn Write) -> io::Result<()> + 'a>),
 }
-
-/// Writes the bytes of one tensor.
-pub type StreamFn<'a> = dyn FnOnce(&mut dyn Write) -> io::Result<()> + 'a;
 
 impl<'a> Source<'a> {
     /// Bytes made when they are needed.
@@ -214,5 +212,151 @@ impl<W: Write> Write for Counted<W> {
 
     fn flush(&mut self) -> io::Result<()> {
         self.out.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Array, Gguf, Value};
+
+    /// One value of every type, and an array of every type, empty and not.
+    fn values() -> Vec<Value> {
+        vec![
+            u8::MAX.into(),
+            i8::MIN.into(),
+            u16::MAX.into(),
+            i16::MIN.into(),
+            u32::MAX.into(),
+            i32::MIN.into(),
+            f32::MIN_POSITIVE.into(),
+            true.into(),
+            false.into(),
+            "".into(),
+            "ünïcode \0 and more".into(),
+            u64::MAX.into(),
+            i64::MIN.into(),
+            f64::MAX.into(),
+            vec![0u8, 255].into(),
+            vec![-1i8, 127].into(),
+            vec![0u16, 65535].into(),
+            vec![-1i16].into(),
+            vec![0u32, u32::MAX].into(),
+            vec![i32::MIN, 0].into(),
+            vec![f32::INFINITY, -0.0].into(),
+            vec![true, false].into(),
+            vec!["a".to_string(), "".to_string()].into(),
+            vec![u64::MAX].into(),
+            vec![i64::MIN].into(),
+            vec![1.0f64 / 3.0].into(),
+            vec![Array::U8(vec![1]), Array::Array(vec![Array::F64(vec![])])].into(),
+            Vec::<u8>::new().into(),
+            Vec::<f32>::new().into(),
+            Vec::<bool>::new().into(),
+            Vec::<String>::new().into(),
+            Vec::<Array>::new().into(),
+        ]
+    }
+
+    /// Metadata of every type, and a tensor of every type.
+    fn everything(alignment: u32) -> (Metadata, Vec<(TensorType, Vec<u8>)>) {
+        let mut metadata: Metadata =
+            values().into_iter().enumerate().map(|(i, value)| (format!("key.{i}"), value)).collect();
+        metadata.insert("general.alignment", alignment);
+        let bytes = |kind: TensorType| (0..3 * kind.row_bytes(256).unwrap()).map(|i| i as u8).collect();
+        (metadata, TensorType::all().map(|kind| (kind, bytes(kind))).collect())
+    }
+
+    #[test]
+    fn what_is_written_is_read_back() {
+        for (alignment, version) in [(32, 3), (32, 2), (8, 3), (64, 3)] {
+            let (metadata, tensors) = everything(alignment);
+            let mut writer = Writer::new(metadata.clone()).unwrap();
+            for (i, (kind, bytes)) in tensors.iter().enumerate() {
+                let source = match i % 2 {
+                    0 => Source::from(bytes.clone()),
+                    _ => Source::stream(|out| bytes.chunks(100).try_for_each(|chunk| out.write_all(chunk))),
+                };
+                writer.tensor(format!("{i}"), &[256, 3], *kind, source).unwrap();
+            }
+            let mut file = writer.to_bytes().unwrap();
+            file[4] = version;
+            let gguf = Gguf::from_bytes(file.into()).unwrap();
+
+            assert_eq!((gguf.version(), gguf.alignment()), (version.into(), alignment.into()));
+            assert_eq!(gguf.metadata(), &metadata);
+            assert!(gguf.metadata().iter().eq(metadata.iter()), "the order of keys");
+            assert_eq!(gguf.tensors().len(), tensors.len());
+            for (i, (kind, bytes)) in tensors.iter().enumerate() {
+                let tensor = gguf.tensor(&i.to_string()).unwrap();
+                assert_eq!((&tensor.shape[..], tensor.kind), (&[256, 3][..], *kind));
+                assert_eq!(&tensor.data, bytes);
+            }
+        }
+    }
+
+    #[test]
+    fn the_writer_refuses_what_the_reader_would() {
+        #[track_caller]
+        fn check<T>(result: Result<T, Error>, expected: &str) {
+            assert_eq!(result.err().expect("should be refused").to_string(), expected);
+        }
+        let mut writer = Writer::new(Metadata::default()).unwrap();
+        writer.tensor("a", &[2], TensorType::F32, vec![0; 8]).unwrap();
+        check(writer.tensor("a", &[2], TensorType::F32, vec![0; 8]), "tensor `a` appears twice");
+        check(
+            writer.tensor("b", &[2], TensorType::F32, vec![0; 7]),
+            "tensor `b` has 7 bytes, but f32 of shape [2] needs 8",
+        );
+        check(
+            writer.tensor("b", &[33], TensorType::Q8_0, vec![]),
+            "tensor `b`: row length 33 is not a multiple of 32, the block of q8_0",
+        );
+        check(
+            writer.tensor("b", &[1; 5], TensorType::F32, vec![]),
+            "tensor `b` has 5 dimensions, expected at most 4",
+        );
+        check(
+            writer.tensor("b", &[1], TensorType::from_id(99), Source::stream(|_| Ok(()))),
+            "tensor `b`: type 99 is unknown, so its data must be given as bytes",
+        );
+        check(
+            writer.tensor("n".repeat(70_000), &[1], TensorType::F32, vec![0; 4]),
+            &format!("the tensor name `{}` has 70000 bytes, expected at most 65535", "n".repeat(40)),
+        );
+        check(
+            Writer::new(Metadata::from_iter([("general.alignment", 3u32)])),
+            "metadata key `general.alignment` is 3, expected a power of two from 8 to 2097152",
+        );
+    }
+
+    #[test]
+    fn a_file_appears_complete_or_not_at_all() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("model.gguf");
+        let names = || {
+            std::fs::read_dir(directory.path()).unwrap().map(|x| x.unwrap().file_name()).collect::<Vec<_>>()
+        };
+        let write = |source: Source| {
+            let mut writer = Writer::new(Metadata::default())?;
+            writer.tensor("a", &[2], TensorType::F32, source)?;
+            writer.write(&path)
+        };
+
+        let short = write(Source::stream(|out| out.write_all(&[0; 7]))).unwrap_err().to_string();
+        assert!(short.ends_with("tensor `a` needs 8 bytes, but its source wrote 7"), "{short}");
+        let failed = write(Source::stream(|_| Err(io::Error::other("no more")))).unwrap_err().to_string();
+        assert_eq!(failed, format!("cannot write `{}`: no more", path.display()));
+        assert!(names().is_empty());
+
+        write(vec![1; 8].into()).unwrap();
+        let old = Gguf::open(&path).unwrap();
+        // Writing over a model that is open leaves the open one as it was.
+        write(vec![2; 8].into()).unwrap();
+        write(Source::stream(|_| Ok(()))).unwrap_err();
+        assert_eq!(old.tensor("a").unwrap().data, [1; 8][..]);
+        assert_eq!(Gguf::open(&path).unwrap().tensor("a").unwrap().data, [2; 8][..]);
+        assert_eq!(names(), ["model.gguf"]);
+        assert!(Writer::new(Metadata::default()).unwrap().write(directory.path().join("no/such")).is_err());
     }
 }
