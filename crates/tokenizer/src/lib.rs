@@ -342,3 +342,10 @@ fn token_types(metadata: &Metadata, tokens: &[String], sentencepiece: bool) -> R
 fn same_length(key: &'static str, found: usize, expected: usize) -> Result<(), Error> {
     if found == expected { Ok(()) } else { Err(Error::Length { key, expected, found }) }
 }
+
+/// Tokenizers are shared between the threads that serve requests.
+const _: () = {
+    const fn shared<T: Send + Sync>() {}
+    shared::<Tokenizer>();
+    shared::<Detokenizer>();
+};
