@@ -38,8 +38,8 @@ struct Shared {
     job: UnsafeCell<Option<Job>>,
     /// Which of the other workers sleep, or are about to.
     asleep: Vec<OnItsOwnLine<AtomicBool>>,
-    /// Whether a job is running.
-    busy: AtomicBool,
+    /// Held while a job is running.
+    busy: Mutex<()>,
     /// What the first worker that panicked said.
     panic: Mutex<Option<Box<dyn Any + Send>>>,
 }
@@ -59,12 +59,8 @@ type Job = *const (dyn Fn(usize) + Sync);
 struct OnItsOwnLine<T>(T);
 
 thread_local! {
-    static WORKER: Cell<usize> = const { Cell::new(0) };
-}
-
-/// The number of the worker that calls: from 1 in a pool's own threads, 0 anywhere else.
-pub fn worker() -> usize {
-    WORKER.get()
+    /// Whether this thread is in a job.
+    static WORKING: Cell<bool> = const { Cell::new(false) };
 }
 
 impl Pool {
@@ -80,7 +76,7 @@ impl Pool {
             unfinished: OnItsOwnLine(AtomicUsize::new(0)),
             job: UnsafeCell::new(None),
             asleep: (0..others).map(|_| OnItsOwnLine(AtomicBool::new(false))).collect(),
-            busy: AtomicBool::new(false),
+            busy: Mutex::new(()),
             panic: Mutex::new(None),
         });
         let start = |i: usize| {
@@ -102,37 +98,35 @@ impl Pool {
         self.others.len() + 1
     }
 
-    /// Calls `f` once on every worker, with the worker's number.
+    /// Calls `f` once on every worker, with the worker's number. Waits while another thread uses the pool.
     ///
     /// # Panics
     ///
-    /// If `f` panics on any worker, after all have finished; and if the pool is running already, because
-    /// `f` calls it or another thread does.
+    /// If `f` panics on any worker, after all have finished; and if this is called from inside a job, which
+    /// would wait for itself.
     pub fn run(&self, f: impl Fn(usize) + Sync) {
+        assert!(!WORKING.get(), "a job of a pool starts another one");
         let shared = &*self.shared;
-        let was_busy = shared.busy.swap(true, Ordering::Acquire);
-        assert!(!was_busy, "a pool runs one job at a time: this one is busy");
-        if self.others.is_empty() {
-            let result = catch_unwind(AssertUnwindSafe(|| f(0)));
-            shared.busy.store(false, Ordering::Release);
-            return result.unwrap_or_else(|panic| resume_unwind(panic));
-        }
+        let busy = shared.busy.lock().unwrap_or_else(PoisonError::into_inner);
         let job: *const (dyn Fn(usize) + Sync + '_) = &f;
         // SAFETY: only the lifetime changes. Workers call the closure before they decrement `unfinished`,
         // and this function neither returns nor unwinds before that is zero, so `f` is still there.
         let job = unsafe { std::mem::transmute::<*const (dyn Fn(usize) + Sync + '_), Job>(job) };
         shared.begin(Some(job), &self.others);
+        WORKING.set(true);
         let mut result = catch_unwind(AssertUnwindSafe(|| f(0)));
-        let mut waits = 0u32;
+        WORKING.set(false);
+        let mut waits = 0;
         while shared.unfinished.0.load(Ordering::Acquire) > 0 {
-            // The others have the same amount left to do; past that, they lack a core and may have this one.
+            // The others have as much left to do as a chunk is. If that takes long, they lack a core, and
+            // this one may be it.
             waits += 1;
             if waits < 20_000 { std::hint::spin_loop() } else { thread::yield_now() }
         }
         if let Some(panic) = shared.panic.lock().unwrap_or_else(PoisonError::into_inner).take() {
             result = Err(panic);
         }
-        shared.busy.store(false, Ordering::Release);
+        drop(busy);
         result.unwrap_or_else(|panic| resume_unwind(panic));
     }
 
@@ -153,8 +147,8 @@ impl Pool {
         });
     }
 
-    /// Calls `f(first, part)` for parts of `out` that begin at `first` and are `chunk` long, the last one
-    /// perhaps shorter.
+    /// Calls `f(i, part)` for the parts of `out`: part i begins at `i * chunk` and is `chunk` long, the last
+    /// one perhaps shorter.
     pub fn for_chunks<T: Send>(&self, out: &mut [T], chunk: usize, f: impl Fn(usize, &mut [T]) + Sync) {
         assert!(chunk > 0, "chunks hold something");
         let (base, len) = (Base(out.as_mut_ptr()), out.len());
@@ -163,7 +157,7 @@ impl Pool {
             // SAFETY: `out` is borrowed mutably until all are done, every i is handed out once, and the
             // parts of different i are disjoint and inside it.
             let part = unsafe { std::slice::from_raw_parts_mut(base.at(first), chunk.min(len - first)) };
-            f(first, part);
+            f(i, part);
         });
     }
 
@@ -219,6 +213,7 @@ impl Shared {
 
     /// The life of worker i + 1.
     fn work(&self, i: usize) {
+        WORKING.set(true);
         let mut seen = 0;
         loop {
             self.wait(i, seen);
@@ -288,7 +283,7 @@ impl Columns<'_> {
     }
 
     /// How many columns there are.
-    pub fn columns(&self) -> usize {
+    pub fn width(&self) -> usize {
         self.columns
     }
 
@@ -301,23 +296,19 @@ impl Columns<'_> {
     }
 }
 
-/// How many threads to use unless told otherwise: the physical cores this process may use.
+/// The physical cores this process may use: how many threads to start unless told otherwise.
 ///
 /// Two threads of one core share its arithmetic and its cache, and more of them only wait for memory.
-pub fn default_threads() -> usize {
+pub fn physical_cores() -> usize {
     let allowed = thread::available_parallelism().map_or(1, usize::from);
-    physical_cores().map_or(allowed, |cores| cores.clamp(1, allowed))
-}
-
-/// Physical cores, where Linux says: CPUs that name the same siblings are one core.
-fn physical_cores() -> Option<usize> {
+    // Linux names the siblings of every CPU; those that name the same ones are one core.
     let mut siblings = Vec::new();
-    for entry in std::fs::read_dir("/sys/devices/system/cpu").ok()?.flatten() {
+    for entry in std::fs::read_dir("/sys/devices/system/cpu").into_iter().flatten().flatten() {
         siblings.extend(std::fs::read_to_string(entry.path().join("topology/thread_siblings_list")).ok());
     }
     siblings.sort();
     siblings.dedup();
-    (!siblings.is_empty()).then_some(siblings.len())
+    if siblings.is_empty() { allowed } else { siblings.len().min(allowed) }
 }
 
 #[cfg(test)]
@@ -342,7 +333,6 @@ mod tests {
             for _ in 0..200 {
                 let calls: Vec<_> = (0..pool.threads()).map(|_| AtomicUsize::new(0)).collect();
                 pool.run(|i| {
-                    assert_eq!(worker(), i);
                     calls[i].fetch_add(1, Ordering::Relaxed);
                 });
                 assert!(calls.iter().all(|calls| calls.load(Ordering::Relaxed) == 1));
@@ -362,7 +352,8 @@ mod tests {
                 assert!(calls.iter().all(|calls| calls.load(Ordering::Relaxed) == 1), "{threads} {n}");
                 for chunk in [1, 3, 7, 1000] {
                     let mut out = vec![0; n];
-                    pool.for_chunks(&mut out, chunk, |first, part| {
+                    pool.for_chunks(&mut out, chunk, |i, part| {
+                        let first = i * chunk;
                         assert!(part.len() == chunk.min(n - first));
                         part.iter_mut().enumerate().for_each(|(i, x)| *x += 1 + first + i);
                     });
@@ -426,9 +417,21 @@ mod tests {
                     }
                 })
             });
-            assert!(message.contains("one job at a time"), "{message}");
+            assert!(message.contains("starts another"), "{message}");
             pool.run(|_| ());
         }
+    }
+
+    #[test]
+    fn threads_take_turns() {
+        let (pool, total) = (Pool::new(2), AtomicUsize::new(0));
+        thread::scope(|scope| {
+            for _ in 0..4 {
+                scope
+                    .spawn(|| (0..500).for_each(|_| pool.run(|_| _ = total.fetch_add(1, Ordering::Relaxed))));
+            }
+        });
+        assert_eq!(total.into_inner(), 4 * 500 * 2);
     }
 
     #[test]
@@ -449,20 +452,18 @@ mod tests {
         let pool = Pool::new(2);
         let calls = AtomicUsize::new(0);
         let mut best = Duration::MAX;
-        for _ in 0..100 {
+        for _ in 0..10_000 {
             let start = Instant::now();
-            for _ in 0..100 {
-                pool.run(|_| _ = calls.fetch_add(1, Ordering::Relaxed));
-            }
-            best = best.min(start.elapsed() / 100);
+            pool.run(|_| _ = calls.fetch_add(1, Ordering::Relaxed));
+            best = best.min(start.elapsed());
         }
         assert_eq!(calls.into_inner(), 20_000);
         println!("an empty job takes {best:?}");
     }
 
     #[test]
-    fn default_threads_are_allowed() {
-        let threads = default_threads();
+    fn cores_are_allowed_to_this_process() {
+        let threads = physical_cores();
         assert!(threads >= 1 && threads <= thread::available_parallelism().map_or(1, usize::from));
     }
 }

@@ -1,1 +1,23 @@
-//! Engine and Session: the wall between inference and its users.
+//! [`Engine`] and [`Session`]: the wall between inference and its users. The command line and the
+//! server know this crate only; they never see a tensor.
+#![forbid(unsafe_code)]
+
+mod engine;
+mod error;
+pub mod evaluate;
+mod generate;
+pub mod measure;
+mod memory;
+mod running;
+pub mod sampler;
+mod session;
+pub mod synthetic;
+
+pub use engine::{BackendKind, Engine, EngineOptions, LayerKv, human_bytes};
+pub use error::Error;
+pub use generate::{Finish, Generation, Request, generate};
+pub use memory::available_memory;
+pub use session::{Session, SessionOptions};
+pub use torque_kv::{KvLayer, LayerRule, Plan, Policy, PolicyError};
+pub use torque_model::{ARCHS, Config};
+pub use {torque_gguf as gguf, torque_quant as quant, torque_tokenizer as tokenizer};

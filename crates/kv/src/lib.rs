@@ -1,1 +1,30 @@
-//! Pages, sequences and policy of the KV cache.
+//! The KV cache without its bytes: which tokens lie in which page, who shares a page, and which
+//! format a page's parts are sealed in.
+//!
+//! A *page* is [`Plan::page`] consecutive tokens of one sequence, for all layers; inside it a *part*
+//! per layer and [`Side`]. New tokens go to the *open tail* of their sequence; the oldest of them are
+//! sealed into a page once there are enough newer ones. Sealed pages are immutable and
+//! reference-counted. A backend keeps the bytes under the same [`PageId`]s.
+#![forbid(unsafe_code)]
+
+mod plan;
+mod policy;
+mod sequence;
+
+pub use plan::{KvLayer, LayerPlan, Plan, SidePlan, centred};
+pub use policy::{LayerRule, Policy, PolicyError};
+pub use sequence::{Freed, PageId, Pages, Sequence, Span, TruncateError};
+
+/// Keys or values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// Keys.
+    K = 0,
+    /// Values.
+    V = 1,
+}
+
+impl Side {
+    /// Both sides, keys first.
+    pub const BOTH: [Side; 2] = [Side::K, Side::V];
+}

@@ -188,8 +188,8 @@ fn tail<F: Format, I: Isa, const R: usize, const T: usize>(
     rows: [&[u8]; R],
     x: [&[f32]; T],
 ) -> [[I::F; T]; R] {
-    let rows = rows.map(|row| pad::<u8, 64>(row));
-    let x = x.map(|x| pad::<f32, 16>(x));
+    let rows = rows.map(pad::<u8, 64>);
+    let x = x.map(pad::<f32, 16>);
     products::<F, I, R, T>(isa, rows.each_ref().map(|row| &row[..F::BYTES]), x.each_ref().map(|x| &x[..]))
 }
 

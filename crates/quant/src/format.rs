@@ -202,8 +202,8 @@ impl FormatOps {
         (group, 2 + (self.bytes - 2) * group / self.block)
     }
 
-    /// A format with whole bytes for every value: it has no scales to share.
-    fn is_float(&self) -> bool {
+    /// Whether it is f32, f16 or bf16: whole bytes for every value, no scales to share.
+    pub fn is_float(&self) -> bool {
         self.bytes.is_multiple_of(self.block)
     }
 

@@ -10,6 +10,7 @@ pub struct Kernels {
     /// [`dot::matvec`]: `(rows, cols, x, tokens, out)`.
     pub matvec: fn(&[u8], usize, &[f32], usize, &mut [f32]),
     /// [`gemm::matmul`]: `(rows, cols, x, tokens, panel, out)`.
+    #[allow(clippy::type_complexity)]
     pub matmul: fn(&[u8], usize, &[f32], usize, &mut [f32], &mut [f32]),
     /// [`gemm::decode_rows`]: `(rows, cols, out)`.
     pub decode_rows: fn(&[u8], usize, &mut [f32]),

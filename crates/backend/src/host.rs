@@ -1,0 +1,303 @@
+//! What the backends in host memory share: tensors, and the bytes of the KV cache.
+
+use crate::{MatrixData, Segment};
+use half::f16;
+use torque_kv::{Freed, Plan, Sequence, Side, SidePlan, Span, centred};
+use torque_quant::{FormatOps, rotate};
+
+/// Activations: `[rows, width]`, contiguous.
+#[derive(Clone, Debug, Default)]
+pub struct Tensor {
+    width: usize,
+    data: Vec<f32>,
+}
+
+impl Tensor {
+    /// Room for `capacity` values.
+    pub fn new(capacity: usize) -> Tensor {
+        Tensor { width: 1, data: Vec::with_capacity(capacity) }
+    }
+
+    /// A tensor of these rows.
+    pub fn from_rows(width: usize, data: &[f32]) -> Tensor {
+        assert_eq!(data.len() % width, 0, "whole rows");
+        Tensor { width, data: data.to_vec() }
+    }
+
+    /// Makes it `[rows, width]`.
+    pub fn reshape(&mut self, rows: usize, width: usize) {
+        assert!(rows * width <= self.data.capacity(), "[{rows}, {width}] in {} values", self.data.capacity());
+        self.data.resize(rows * width, 0.0);
+        self.width = width;
+    }
+
+    /// Values in a row.
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
+    /// Rows in use.
+    pub fn rows(&self) -> usize {
+        self.data.len() / self.width
+    }
+
+    /// All rows.
+    pub fn data(&self) -> &[f32] {
+        &self.data
+    }
+
+    /// All rows.
+    pub fn data_mut(&mut self) -> &mut [f32] {
+        &mut self.data
+    }
+
+    /// One row.
+    pub fn row(&self, row: usize) -> &[f32] {
+        &self.data[row * self.width..][..self.width]
+    }
+
+    /// One row.
+    pub fn row_mut(&mut self, row: usize) -> &mut [f32] {
+        &mut self.data[row * self.width..][..self.width]
+    }
+}
+
+impl MatrixData {
+    /// The bytes of one row.
+    pub fn row(&self, row: usize) -> &[u8] {
+        let bytes = self.format.row_bytes(self.columns);
+        &self.bytes[row * bytes..][..bytes]
+    }
+}
+
+/// A part: keys or values of one layer in one page, for every KV head its mean (f16, if the format is
+/// centred) and then its values `[tokens, head_dim]` in blocks of the format.
+pub struct Part {
+    /// What the values are sealed in.
+    pub format: &'static FormatOps,
+    bytes: Box<[u8]>,
+}
+
+impl Part {
+    fn new(side: &SidePlan, format: &'static FormatOps, tokens: usize) -> Part {
+        Part { format, bytes: vec![0; side.part_bytes(format, tokens)].into_boxed_slice() }
+    }
+
+    /// One head's page mean (f16; empty if the format is not centred) and blocks.
+    pub fn head(&self, side: &SidePlan, head: usize) -> (&[u8], &[u8]) {
+        let size = self.bytes.len() / side.heads;
+        self.bytes[head * size..][..size].split_at(side.mean_bytes(self.format))
+    }
+
+    /// Bytes of the part.
+    pub fn bytes(&self) -> usize {
+        self.bytes.len()
+    }
+}
+
+/// One head of a part to be sealed. Jobs are independent: a backend runs them on any thread.
+pub struct SealJob<'a> {
+    tail: &'a Tail,
+    head: usize,
+    tokens: usize,
+    format: &'static FormatOps,
+    out: &'a mut [u8],
+}
+
+impl SealJob<'_> {
+    /// Encodes the head.
+    pub fn run(&mut self) {
+        let side = &self.tail.side;
+        let mut values = vec![0.0; self.tokens * side.head_dim];
+        side.exact.decode_row(self.tail.rows(self.head, 0, self.tokens), &mut values);
+        seal_head(side, self.format, &mut values, self.out);
+    }
+}
+
+/// Encodes one head: takes the mean out of `values [tokens, head_dim]` and encodes the rest.
+pub fn seal_head(side: &SidePlan, format: &'static FormatOps, values: &mut [f32], out: &mut [u8]) {
+    let (mean_out, blocks) = out.split_at_mut(side.mean_bytes(format));
+    if centred(format) {
+        let tokens = (values.len() / side.head_dim) as f32;
+        let mut mean = vec![0.0f32; side.head_dim];
+        for row in values.chunks_exact(side.head_dim) {
+            mean.iter_mut().zip(row).for_each(|(m, x)| *m += x);
+        }
+        for (m, out) in mean.iter_mut().zip(mean_out.as_chunks_mut::<2>().0) {
+            // The mean that is taken out is the one that is stored, so its rounding costs nothing.
+            let stored = f16::from_f32((*m / tokens).clamp(-65504.0, 65504.0));
+            (*m, *out) = (stored.to_f32(), stored.to_le_bytes());
+        }
+        for row in values.chunks_exact_mut(side.head_dim) {
+            row.iter_mut().zip(&mean).for_each(|(x, m)| *x -= m);
+        }
+    }
+    let (block, bytes) = format.head_block(side.head_dim);
+    for (x, out) in values.chunks(block).zip(blocks.chunks_exact_mut(bytes)) {
+        (format.encode_rotated)(x, out);
+    }
+}
+
+/// The newest tokens of one side of one layer: `[heads, capacity, head_dim]` in [`SidePlan::exact`].
+pub struct Tail {
+    side: SidePlan,
+    rotation: Option<rotate::Head>,
+    capacity: usize,
+    bytes: Box<[u8]>,
+}
+
+impl Tail {
+    fn new(side: &SidePlan, capacity: usize) -> Tail {
+        let rotation = side.rotated.then(|| rotate::Head::new(side.head_dim).expect("checked by Plan::new"));
+        let bytes = vec![0; side.tail_token_bytes() * capacity].into_boxed_slice();
+        Tail { side: *side, rotation, capacity, bytes }
+    }
+
+    fn row_bytes(&self) -> usize {
+        self.side.exact.row_bytes(self.side.head_dim)
+    }
+
+    /// Rows `start..start + tokens` of one head.
+    pub fn rows(&self, head: usize, start: usize, tokens: usize) -> &[u8] {
+        let row = self.row_bytes();
+        &self.bytes[(head * self.capacity + start) * row..][..tokens * row]
+    }
+
+    /// The rotation of its heads, if they are stored rotated.
+    pub fn rotation(&self) -> Option<&rotate::Head> {
+        self.rotation.as_ref()
+    }
+
+    /// What rows are stored in.
+    pub fn format(&self) -> &'static FormatOps {
+        self.side.exact
+    }
+
+    /// The storage of all heads, and the bytes of one head's.
+    pub fn heads_mut(&mut self) -> (&mut [u8], usize) {
+        let size = self.capacity * self.row_bytes();
+        (&mut self.bytes, size)
+    }
+
+    /// Writes tokens `[heads, head_dim]` as rows `first..`.
+    fn write<'a>(&mut self, first: usize, tokens: impl Iterator<Item = &'a [f32]>) {
+        let (head_dim, size, format) = (self.side.head_dim, self.row_bytes(), self.side.exact);
+        for (row, token) in (first..).zip(tokens) {
+            assert!(row < self.capacity, "tail row {row} of {}", self.capacity);
+            for (head, values) in token.chunks_exact(head_dim).enumerate() {
+                let mut values = values.to_vec();
+                if let Some(rotation) = &self.rotation {
+                    rotation.forward(&mut values);
+                }
+                format.encode_row(&values, &mut self.bytes[(head * self.capacity + row) * size..][..size]);
+            }
+        }
+    }
+
+    /// Drops the first `tokens` of `len` rows.
+    fn drop_front(&mut self, tokens: usize, len: usize) {
+        let row = self.row_bytes();
+        for head in self.bytes.chunks_exact_mut(self.capacity * row) {
+            head.copy_within(tokens * row..len * row, 0);
+        }
+    }
+}
+
+/// The bytes of a KV cache in host memory.
+pub struct Store {
+    /// The plan it was made for.
+    pub plan: Plan,
+    /// `[slot][layer]`: K, V.
+    tails: Vec<Vec<[Tail; 2]>>,
+    /// `[page][layer]`: K, V.
+    pages: Vec<Vec<Option<[Part; 2]>>>,
+}
+
+impl Store {
+    /// An empty cache.
+    pub fn new(plan: &Plan, sequences: usize, batch: usize) -> Store {
+        let capacity = plan.tail_capacity(batch);
+        let tails = (0..sequences)
+            .map(|_| plan.layers.iter().map(|l| l.sides.each_ref().map(|s| Tail::new(s, capacity))).collect())
+            .collect();
+        Store { plan: plan.clone(), tails, pages: Vec::new() }
+    }
+
+    /// The tail of one layer and side.
+    pub fn tail(&self, slot: usize, layer: usize, side: Side) -> &Tail {
+        &self.tails[slot][layer][side as usize]
+    }
+
+    /// A sealed part.
+    pub fn part(&self, span: Span, layer: usize, side: Side) -> &Part {
+        let parts = self.pages[span.page.0 as usize][layer].as_ref();
+        &parts.expect("a sequence holds only pages that are there")[side as usize]
+    }
+
+    /// The tails of one layer, K and V.
+    pub fn tails_mut(&mut self, slot: usize, layer: usize) -> &mut [Tail; 2] {
+        &mut self.tails[slot][layer]
+    }
+
+    /// Writes a segment's keys and values to its tail.
+    pub fn append(&mut self, layer: usize, segment: &Segment, k: &Tensor, v: &Tensor) {
+        let first = segment.position() - segment.sequence.tail_start();
+        for (tail, tokens) in self.tails_mut(segment.sequence.slot, layer).iter_mut().zip([k, v]) {
+            tail.write(first, segment.rows.clone().map(|row| tokens.row(row)));
+        }
+    }
+
+    /// Encodes the first rows of a tail as a page and drops them from the tail. `run` runs the jobs.
+    pub fn seal(&mut self, sequence: &Sequence, span: Span, run: impl FnOnce(&mut [SealJob])) {
+        let page = span.page.0 as usize;
+        if self.pages.len() <= page {
+            self.pages.resize_with(page + 1, Vec::new);
+        }
+        let is_sink = self.plan.is_sink(span.start);
+        let tails = &mut self.tails[sequence.slot];
+        let mut parts: Vec<[Part; 2]> = (self.plan.layers.iter())
+            .map(|layer| layer.sides.each_ref().map(|side| Part::new(side, side.page_format(is_sink), span.len)))
+            .collect();
+        let mut jobs = Vec::new();
+        for (tail, part) in tails.iter().flatten().zip(parts.iter_mut().flatten()) {
+            let size = part.bytes.len() / tail.side.heads;
+            for (head, out) in part.bytes.chunks_exact_mut(size).enumerate() {
+                jobs.push(SealJob { tail, head, tokens: span.len, format: part.format, out });
+            }
+        }
+        run(&mut jobs);
+        self.pages[page] = parts.into_iter().map(Some).collect();
+        // The sequence has moved the page out of its tail; the rows are still here.
+        let rows = sequence.tail_len() + span.len;
+        tails.iter_mut().flatten().for_each(|tail| tail.drop_front(span.len, rows));
+    }
+
+    /// Frees parts.
+    pub fn free(&mut self, freed: &[Freed]) {
+        for freed in freed {
+            for (layer, parts) in self.plan.layers.iter().zip(&mut self.pages[freed.page.0 as usize]) {
+                if layer.window_class == freed.window_class {
+                    *parts = None;
+                }
+            }
+        }
+    }
+
+    /// Copies a tail to another slot.
+    pub fn copy_tail(&mut self, from: &Sequence, to_slot: usize) {
+        if from.slot == to_slot {
+            return;
+        }
+        let [from, to] = self.tails.get_disjoint_mut([from.slot, to_slot]).expect("two slots of this store");
+        for (from, to) in from.iter().flatten().zip(to.iter_mut().flatten()) {
+            to.bytes.copy_from_slice(&from.bytes);
+        }
+    }
+
+    /// (sealed pages, tails) in bytes.
+    pub fn bytes(&self) -> (usize, usize) {
+        let pages = self.pages.iter().flatten().flatten().flatten().map(Part::bytes).sum();
+        let tails = self.tails.iter().flatten().flatten().map(|t| t.bytes.len()).sum();
+        (pages, tails)
+    }
+}

@@ -1,0 +1,192 @@
+//! An open model: weights, tokenizer and the device it runs on.
+
+use crate::error::Error;
+use crate::memory::available_memory;
+use crate::running::{Loaded, On};
+use crate::session::{Session, SessionOptions};
+use std::path::Path;
+use std::sync::Arc;
+use torque_backend::{Backend, Scalar};
+use torque_cpu::Cpu;
+use torque_gguf::Gguf;
+use torque_kv::{Plan, Policy};
+use torque_model::{Config, ContextOptions, Model};
+use torque_tokenizer::Tokenizer;
+
+/// What runs the model.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum BackendKind {
+    /// Threads and SIMD.
+    #[default]
+    Cpu,
+    /// The scalar reference: slow, plain, for comparison.
+    Scalar,
+}
+
+impl BackendKind {
+    /// Every backend, with its name on the command line.
+    pub const ALL: [(&'static str, BackendKind); 2] = [("cpu", BackendKind::Cpu), ("scalar", BackendKind::Scalar)];
+}
+
+/// How to open a model.
+#[derive(Clone, Debug, Default)]
+pub struct EngineOptions {
+    /// What runs it.
+    pub backend: BackendKind,
+    /// CPU threads; the physical cores if `None`.
+    pub threads: Option<usize>,
+    /// Instruction set of the CPU backend by name; the best there is if `None`.
+    pub isa: Option<String>,
+}
+
+/// An open model.
+pub struct Engine {
+    gguf: Gguf,
+    tokenizer: Tokenizer,
+    model: Box<dyn Loaded>,
+}
+
+/// The effective KV cache of one layer, as printed.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct LayerKv {
+    /// Ordinal among layers with KV.
+    pub layer: usize,
+    /// Format of sealed keys.
+    pub k: &'static str,
+    /// Format of sealed values.
+    pub v: &'static str,
+    /// KV heads × head size, keys.
+    pub heads: usize,
+    /// Head size of keys.
+    pub head_dim: usize,
+    /// Sliding window.
+    pub window: Option<usize>,
+    /// Bytes of a sealed token.
+    pub bytes_per_token: f64,
+}
+
+impl Engine {
+    /// Opens a model file (any part of a split one).
+    pub fn open(path: impl AsRef<Path>, options: &EngineOptions) -> Result<Engine, Error> {
+        Engine::from_gguf(Gguf::open(path)?, options)
+    }
+
+    /// Opens a parsed model.
+    pub fn from_gguf(gguf: Gguf, options: &EngineOptions) -> Result<Engine, Error> {
+        fn on<B: Backend>(gguf: &Gguf, backend: B) -> Result<Box<dyn Loaded>, Error> {
+            let model = Arc::new(Model::load(gguf, &backend)?);
+            Ok(Box::new(On { backend: Arc::new(backend), model }))
+        }
+        let model = match options.backend {
+            BackendKind::Cpu => on(&gguf, Cpu::new(options.threads, options.isa.as_deref())?)?,
+            BackendKind::Scalar => on(&gguf, Scalar)?,
+        };
+        Ok(Engine { tokenizer: Tokenizer::from_metadata(gguf.metadata())?, gguf, model })
+    }
+
+    /// The file.
+    pub fn gguf(&self) -> &Gguf {
+        &self.gguf
+    }
+
+    /// The tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// The model's numbers.
+    pub fn config(&self) -> &Config {
+        self.model.config()
+    }
+
+    /// What runs it, by name.
+    pub fn backend(&self) -> &'static str {
+        self.model.backend()
+    }
+
+    /// The instruction set or device.
+    pub fn device(&self) -> String {
+        self.model.device()
+    }
+
+    /// Threads that compute.
+    pub fn threads(&self) -> usize {
+        self.model.threads()
+    }
+
+    /// Parameters in the file.
+    pub fn parameters(&self) -> u64 {
+        self.model.parameters()
+    }
+
+    /// Bytes of weights that decoding one token reads.
+    pub fn active_bytes(&self) -> usize {
+        self.model.active_bytes()
+    }
+
+    /// Things a user should know about this file.
+    pub fn warnings(&self) -> Vec<String> {
+        let unused = self.model.unused();
+        let unused = (!unused.is_empty()).then(|| format!("{} tensors are not used, `{}` first", unused.len(), unused[0]));
+        self.tokenizer.warnings().iter().cloned().chain(unused).collect()
+    }
+
+    /// The KV cache a policy gives this model.
+    pub fn plan(&self, policy: &Policy) -> Result<Plan, Error> {
+        Ok(Plan::new(policy, &self.config().kv_layers()).map_err(torque_model::Error::from)?)
+    }
+
+    /// The effective format of every layer and side.
+    pub fn layer_kv(&self, policy: &Policy) -> Result<Vec<LayerKv>, Error> {
+        let plan = self.plan(policy)?;
+        Ok((plan.layers.iter().enumerate())
+            .map(|(layer, l)| LayerKv {
+                layer,
+                k: l.sides[0].format.name,
+                v: l.sides[1].format.name,
+                heads: l.shape.heads,
+                head_dim: l.shape.head_dim[0],
+                window: l.shape.window,
+                bytes_per_token: l.sides.iter().map(|s| s.part_bytes(s.format, plan.page)).sum::<usize>() as f64
+                    / plan.page as f64,
+            })
+            .collect())
+    }
+
+    /// A new sequence. A context that is asked for must fit in memory; the default one is the model's
+    /// own, or what fits.
+    pub fn session(&self, options: &SessionOptions) -> Result<Session, Error> {
+        let plan = self.plan(&options.policy)?;
+        let batch = options.batch.max(1);
+        let available = available_memory() as usize;
+        let fits = plan.context_that_fits(available, batch);
+        let context = match options.context {
+            Some(context) if context > fits => {
+                return Err(Error::Memory {
+                    context,
+                    needed: human_bytes(plan.sequence_bytes(context, batch) as f64),
+                    available: human_bytes(available as f64),
+                    fits,
+                });
+            }
+            Some(context) => context,
+            None => self.config().context.min(fits),
+        };
+        let batch = batch.min(context.max(1));
+        let policy = options.policy.clone();
+        let context = self.model.context(ContextOptions { context, batch, sequences: 1, policy })?;
+        Ok(Session::new(context, self.config().vocabulary))
+    }
+}
+
+/// `1.50 GiB` and the like.
+pub fn human_bytes(bytes: f64) -> String {
+    let mut value = bytes;
+    for unit in ["B", "KiB", "MiB", "GiB"] {
+        if value < 1024.0 {
+            return if unit == "B" { format!("{value:.0} B") } else { format!("{value:.2} {unit}") };
+        }
+        value /= 1024.0;
+    }
+    format!("{value:.2} TiB")
+}

@@ -1,0 +1,30 @@
+//! What can go wrong above the model.
+
+use std::path::PathBuf;
+
+/// Why an engine or session could not do what was asked.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum Error {
+    #[error(transparent)]
+    Gguf(#[from] torque_gguf::Error),
+    #[error(transparent)]
+    Model(#[from] torque_model::Error),
+    #[error(transparent)]
+    Tokenizer(#[from] torque_tokenizer::Error),
+    #[error(
+        "a context of {context} tokens needs {needed} of KV cache and {available} of memory is free; \
+         {fits} tokens fit (`-c {fits}`), or choose smaller formats (`-ctk`, `-ctv`)"
+    )]
+    Memory { context: usize, needed: String, available: String, fits: usize },
+    #[error(transparent)]
+    Cpu(#[from] torque_cpu::Error),
+    #[error("the prompt is empty")]
+    EmptyPrompt,
+    #[error("{path}: {source}")]
+    Read { path: PathBuf, source: std::io::Error },
+    #[error("{path}: {what}")]
+    Reference { path: PathBuf, what: String },
+    #[error("the text has {found} tokens; {needed} are needed for one chunk of {context}")]
+    TextTooShort { found: usize, needed: usize, context: usize },
+}

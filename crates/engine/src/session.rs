@@ -1,0 +1,136 @@
+//! One sequence: its tokens, its KV cache and the logits of its last token.
+
+use crate::error::Error;
+use crate::running::Running;
+use torque_kv::{Plan, Policy};
+
+/// How to run a sequence.
+#[derive(Clone, Debug)]
+pub struct SessionOptions {
+    /// Tokens it may grow to; the model's context, or what fits in memory, if `None`.
+    pub context: Option<usize>,
+    /// Tokens of a prompt processed at once.
+    pub batch: usize,
+    /// What the KV cache is sealed in.
+    pub policy: Policy,
+}
+
+impl Default for SessionOptions {
+    fn default() -> Self {
+        SessionOptions { context: None, batch: 512, policy: Policy::default() }
+    }
+}
+
+/// One sequence.
+pub struct Session {
+    running: Box<dyn Running>,
+    tokens: Vec<u32>,
+    logits: Vec<f32>,
+    vocabulary: usize,
+}
+
+impl Session {
+    pub(crate) fn new(running: Box<dyn Running>, vocabulary: usize) -> Session {
+        Session { running, tokens: Vec::new(), logits: Vec::new(), vocabulary }
+    }
+
+    /// The tokens so far.
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
+    /// Logits after the last token: one a vocabulary entry; empty before the first token.
+    pub fn logits(&self) -> &[f32] {
+        &self.logits
+    }
+
+    /// Tokens the sequence may grow to.
+    pub fn context(&self) -> usize {
+        self.running.context()
+    }
+
+    /// The plan of the KV cache.
+    pub fn plan(&self) -> &Plan {
+        self.running.plan()
+    }
+
+    /// Bytes the KV cache holds now: (sealed pages, open tail).
+    pub fn kv_bytes(&self) -> (usize, usize) {
+        self.running.kv_bytes()
+    }
+
+    /// Bytes of KV that decoding the next token reads.
+    pub fn kv_read_bytes(&self) -> usize {
+        self.running.kv_read_bytes()
+    }
+
+    /// Adds tokens and computes the logits after the last one.
+    pub fn append(&mut self, tokens: &[u32]) -> Result<(), Error> {
+        self.append_with(tokens, &mut |_| true).map(drop)
+    }
+
+    /// [`Session::append`] that reports the tokens done after each chunk and stops where `progress` says
+    /// `false`. Returns the tokens done.
+    pub fn append_with(&mut self, tokens: &[u32], progress: &mut dyn FnMut(usize) -> bool) -> Result<usize, Error> {
+        let mut last_chunk = 0;
+        let (mut done, batch) = (0, self.running.batch());
+        let result = self.running.prefill(0, tokens, &mut |n| {
+            (last_chunk, done) = (n - done, n);
+            progress(n)
+        });
+        self.tokens.extend(&tokens[..done]);
+        debug_assert!(last_chunk <= batch);
+        if done > 0 {
+            self.running.logits(&[last_chunk - 1], &mut self.logits);
+        }
+        result?;
+        Ok(done)
+    }
+
+    /// Adds tokens, and calls `row(i, logits)` with the logits after every token i. Stops where it says
+    /// `false`.
+    pub fn append_each(&mut self, tokens: &[u32], row: &mut dyn FnMut(usize, &[f32]) -> bool) -> Result<(), Error> {
+        let mut done = 0;
+        for chunk in tokens.chunks(self.running.batch()) {
+            self.running.forward(&[(0, chunk)])?;
+            self.tokens.extend(chunk);
+            // A few rows at a time: logits are wide.
+            for first in (0..chunk.len()).step_by(16) {
+                let rows: Vec<usize> = (first..chunk.len().min(first + 16)).collect();
+                self.running.logits(&rows, &mut self.logits);
+                for logits in self.logits.chunks_exact(self.vocabulary) {
+                    if !row(done, logits) {
+                        return Ok(());
+                    }
+                    done += 1;
+                }
+            }
+        }
+        let last = self.logits.len().saturating_sub(self.vocabulary);
+        self.logits.drain(..last);
+        Ok(())
+    }
+
+    /// Goes back to the longest common prefix with `tokens`, less one token so that logits can be
+    /// computed anew; returns its length. Sequences with sliding windows may have to start over.
+    pub fn rewind_to_prefix_of(&mut self, tokens: &[u32]) -> usize {
+        let common = self.tokens.iter().zip(tokens).take_while(|(a, b)| a == b).count();
+        self.truncate(common.min(tokens.len().saturating_sub(1)));
+        self.tokens.len()
+    }
+
+    /// Forgets tokens from position `to` on. Where a sliding window has dropped what the rest would see,
+    /// everything is forgotten.
+    pub fn truncate(&mut self, to: usize) {
+        if to >= self.tokens.len() {
+            return;
+        }
+        self.logits.clear();
+        if to > 0 && self.running.truncate(0, to).is_ok() {
+            self.tokens.truncate(to);
+        } else {
+            self.running.clear(0);
+            self.tokens.clear();
+        }
+    }
+}

@@ -1,0 +1,235 @@
+//! The plan of a cache: a policy applied to a model's layers, every number checked once.
+
+use crate::{Policy, PolicyError, Side};
+use torque_quant::{FormatOps, Rotation, by_name, rotate};
+
+/// The shape of one layer that has KV.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KvLayer {
+    /// KV heads.
+    pub heads: usize,
+    /// Values of one head, K and V.
+    pub head_dim: [usize; 2],
+    /// Sliding window: a query sees this many newest keys, itself included.
+    pub window: Option<usize>,
+}
+
+/// What a cache looks like: every layer and side with its formats, and the page geometry.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Layers that have KV, in order.
+    pub layers: Vec<LayerPlan>,
+    /// The distinct windows of the layers; a page's parts are freed window by window.
+    pub windows: Vec<Option<usize>>,
+    /// Tokens in a page.
+    pub page: usize,
+    /// Newest tokens that are never sealed.
+    pub tail: usize,
+    /// Pages at the start of a sequence that are sealed in f16.
+    pub sink_pages: usize,
+}
+
+/// One layer of a [`Plan`].
+#[derive(Clone, Debug)]
+pub struct LayerPlan {
+    /// Shape.
+    pub shape: KvLayer,
+    /// Index into [`Plan::windows`].
+    pub window_class: usize,
+    /// K, then V.
+    pub sides: [SidePlan; 2],
+}
+
+/// Keys or values of one layer.
+#[derive(Clone, Copy, Debug)]
+pub struct SidePlan {
+    /// KV heads.
+    pub heads: usize,
+    /// Values of one head.
+    pub head_dim: usize,
+    /// What pages are sealed in.
+    pub format: &'static FormatOps,
+    /// What sink pages are sealed in: f16, or f32 where the tail is f32.
+    pub exact: &'static FormatOps,
+    /// Whether heads are stored rotated, in every page and in the tail.
+    pub rotated: bool,
+}
+
+impl SidePlan {
+    /// The format of page number `index` of a sequence.
+    pub fn page_format(&self, is_sink: bool) -> &'static FormatOps {
+        if is_sink { self.exact } else { self.format }
+    }
+
+    /// Bytes of one head's values of `tokens` tokens in `format`, its page mean included.
+    pub fn head_bytes(&self, format: &FormatOps, tokens: usize) -> usize {
+        let (values, bytes) = format.head_block(self.head_dim);
+        self.mean_bytes(format) + (tokens * self.head_dim).div_ceil(values) * bytes
+    }
+
+    /// Bytes of the mean that a part in `format` carries for each head: one f16 a channel, nothing
+    /// for float formats, which are not centred.
+    pub fn mean_bytes(&self, format: &FormatOps) -> usize {
+        if centred(format) { 2 * self.head_dim } else { 0 }
+    }
+
+    /// Bytes of a part in `format`: all heads.
+    pub fn part_bytes(&self, format: &FormatOps, tokens: usize) -> usize {
+        self.heads * self.head_bytes(format, tokens)
+    }
+
+    /// Bytes of one token in the tail.
+    pub fn tail_token_bytes(&self) -> usize {
+        self.heads * self.exact.row_bytes(self.head_dim)
+    }
+}
+
+/// Whether a page's mean is taken out before `format` encodes it: all but float formats.
+pub fn centred(format: &FormatOps) -> bool {
+    !format.is_float()
+}
+
+impl Plan {
+    /// Applies `policy` to a model's layers.
+    pub fn new(policy: &Policy, layers: &[KvLayer]) -> Result<Plan, PolicyError> {
+        let formats = policy.formats(layers.len())?;
+        let mut windows = Vec::new();
+        let mut plans = Vec::new();
+        for (shape, formats) in layers.iter().zip(formats) {
+            let window_class = windows.iter().position(|w| *w == shape.window).unwrap_or_else(|| {
+                windows.push(shape.window);
+                windows.len() - 1
+            });
+            let side = |side: Side| -> Result<SidePlan, PolicyError> {
+                let (format, head_dim) = (formats[side as usize], shape.head_dim[side as usize]);
+                if head_dim == 0 || !head_dim.is_multiple_of(16) {
+                    return Err(PolicyError::HeadSize(head_dim));
+                }
+                let rotated = format.rotation == Rotation::Head;
+                if rotated && rotate::Head::new(head_dim).is_none() {
+                    return Err(PolicyError::NoRotation { head_dim, format: format.name.into() });
+                }
+                let exact = by_name(if format.name == "f32" { "f32" } else { "f16" }).expect("both are listed");
+                Ok(SidePlan { heads: shape.heads, head_dim, format, exact, rotated })
+            };
+            plans.push(LayerPlan { shape: *shape, window_class, sides: [side(Side::K)?, side(Side::V)?] });
+        }
+        Ok(Plan {
+            layers: plans,
+            windows,
+            page: policy.page,
+            tail: policy.tail,
+            sink_pages: policy.sink.div_ceil(policy.page),
+        })
+    }
+
+    /// Rows a tail must hold when up to `batch` tokens arrive at once.
+    pub fn tail_capacity(&self, batch: usize) -> usize {
+        self.tail + self.page + batch
+    }
+
+    /// Whether the page that starts at token `start` is a sink.
+    pub fn is_sink(&self, start: usize) -> bool {
+        start < self.sink_pages * self.page
+    }
+
+    /// Bytes of a sealed page's parts in layers of one window class.
+    pub fn page_bytes(&self, is_sink: bool, window_class: usize) -> usize {
+        self.sides(window_class).map(|s| s.part_bytes(s.page_format(is_sink), self.page)).sum()
+    }
+
+    /// Bytes per token of sealed pages, all layers: what a long context costs.
+    pub fn bytes_per_token(&self) -> f64 {
+        let page: usize = (0..self.windows.len()).map(|class| self.page_bytes(false, class)).sum();
+        page as f64 / self.page as f64
+    }
+
+    /// Bytes of the tail of one sequence.
+    pub fn tail_bytes(&self, batch: usize) -> usize {
+        let token: usize = self.layers.iter().flat_map(|l| &l.sides).map(SidePlan::tail_token_bytes).sum();
+        token * self.tail_capacity(batch)
+    }
+
+    /// Bytes a sequence of `tokens` tokens takes, its tail for batches of `batch` included.
+    pub fn sequence_bytes(&self, tokens: usize, batch: usize) -> usize {
+        let sealed: usize = (self.windows.iter().enumerate())
+            .map(|(class, window)| {
+                let visible = window.map_or(tokens, |w| tokens.min(w + self.page));
+                let pages = visible.saturating_sub(self.tail) / self.page;
+                let sinks = if window.is_none() { pages.min(self.sink_pages) } else { 0 };
+                (pages - sinks) * self.page_bytes(false, class) + sinks * self.page_bytes(true, class)
+            })
+            .sum();
+        sealed + self.tail_bytes(batch)
+    }
+
+    /// The largest context whose sequence fits in `bytes`; 0 if not even the tail does.
+    pub fn context_that_fits(&self, bytes: usize, batch: usize) -> usize {
+        if self.sequence_bytes(0, batch) > bytes || self.layers.is_empty() {
+            return 0;
+        }
+        let (mut fits, mut too_long) = (0, 1 << 40);
+        while too_long - fits > 1 {
+            let middle = fits + (too_long - fits) / 2;
+            *(if self.sequence_bytes(middle, batch) <= bytes { &mut fits } else { &mut too_long }) = middle;
+        }
+        fits
+    }
+
+    fn sides(&self, window_class: usize) -> impl Iterator<Item = &SidePlan> {
+        self.layers.iter().filter(move |l| l.window_class == window_class).flat_map(|l| &l.sides)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LAYER: KvLayer = KvLayer { heads: 2, head_dim: [128, 128], window: None };
+
+    #[test]
+    fn bytes_are_what_the_formats_say() {
+        let bits = |k: &str, v: &str, side: usize| {
+            let plan = Plan::new(&Policy::uniform(k, v), &[LAYER]).unwrap();
+            let side = &plan.layers[0].sides[side];
+            side.part_bytes(side.format, plan.page) as f64 * 8.0 / (plan.page * 2 * 128) as f64
+        };
+        assert_eq!(bits("f16", "turbo3", 0), 16.0);
+        assert_eq!(bits("f16", "turbo3", 1), 3.125 + 0.125);
+        assert_eq!(bits("turbo4", "q8_0", 0), 4.125 + 0.125);
+        assert_eq!(bits("turbo4", "q8_0", 1), 8.5 + 0.125);
+    }
+
+    #[test]
+    fn awkward_head_sizes_are_never_padded() {
+        for (head_dim, format, bits) in [(48, "turbo3", 3.0 + 16.0 / 48.0), (80, "q8_0", 8.5), (112, "q4_0", 4.5)] {
+            let layer = KvLayer { heads: 1, head_dim: [head_dim; 2], window: None };
+            let plan = Plan::new(&Policy::uniform(format, format), &[layer]).unwrap();
+            let side = &plan.layers[0].sides[0];
+            let found = side.part_bytes(side.format, 128) as f64 * 8.0 / (128 * head_dim) as f64;
+            assert!((found - bits - 0.125).abs() < 1e-9, "{format} at {head_dim}: {found}");
+        }
+    }
+
+    #[test]
+    fn context_that_fits_is_the_inverse_of_bytes() {
+        let windowed = KvLayer { window: Some(300), ..LAYER };
+        let plan = Plan::new(&Policy::uniform("turbo3", "q8_0"), &[LAYER, windowed]).unwrap();
+        for tokens in [1000, 5000, 100_000] {
+            let fits = plan.context_that_fits(plan.sequence_bytes(tokens, 512), 512);
+            assert!(fits >= tokens && fits < tokens + plan.page, "{tokens}: {fits}");
+        }
+        assert_eq!(plan.context_that_fits(10, 512), 0);
+    }
+
+    #[test]
+    fn head_sizes_that_cannot_be_stored_are_refused() {
+        let check = |head_dim: usize, format: &str, part: &str| {
+            let layer = KvLayer { heads: 1, head_dim: [head_dim; 2], window: None };
+            let error = Plan::new(&Policy::uniform(format, format), &[layer]).unwrap_err().to_string();
+            assert!(error.contains(part), "{error}");
+        };
+        check(40, "f16", "head size 40");
+        check(0, "f16", "head size 0");
+    }
+}

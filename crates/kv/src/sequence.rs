@@ -1,0 +1,321 @@
+//! Sequences and the pages they share.
+
+use crate::Plan;
+
+/// A sealed page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PageId(pub u32);
+
+/// A sealed page as one sequence sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// The page.
+    pub page: PageId,
+    /// Position of its first token.
+    pub start: usize,
+    /// Tokens of it that belong to this sequence, from its first on. Fewer than the page holds only
+    /// after a truncation that cut into the page.
+    pub len: usize,
+}
+
+/// A page whose parts of one window class nobody needs any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Freed {
+    /// The page.
+    pub page: PageId,
+    /// The class, an index into [`Plan::windows`].
+    pub window_class: usize,
+}
+
+/// Who uses which page: one reference count per page and window class.
+#[derive(Debug, Default)]
+pub struct Pages {
+    references: Vec<Vec<u32>>,
+    free: Vec<PageId>,
+}
+
+impl Pages {
+    /// Pages in use by some sequence.
+    pub fn in_use(&self) -> usize {
+        self.references.len() - self.free.len()
+    }
+
+    /// A page with one reference in every class.
+    fn take(&mut self, classes: usize) -> PageId {
+        match self.free.pop() {
+            Some(page) => {
+                self.references[page.0 as usize].fill(1);
+                page
+            }
+            None => {
+                self.references.push(vec![1; classes]);
+                PageId(u32::try_from(self.references.len() - 1).expect("fewer than 2^32 pages fit in memory"))
+            }
+        }
+    }
+
+    fn share(&mut self, page: PageId, window_class: usize) {
+        self.references[page.0 as usize][window_class] += 1;
+    }
+
+    fn release(&mut self, page: PageId, window_class: usize, freed: &mut Vec<Freed>) {
+        let counts = &mut self.references[page.0 as usize];
+        counts[window_class] -= 1;
+        if counts[window_class] == 0 {
+            freed.push(Freed { page, window_class });
+            if counts.iter().all(|&n| n == 0) {
+                self.free.push(page);
+            }
+        }
+    }
+}
+
+/// The tokens of one sequence: sealed spans, then the open tail.
+///
+/// A sequence gives its references back through [`Sequence::clear`] only.
+#[derive(Debug)]
+pub struct Sequence {
+    /// Where the backend keeps this sequence's tail.
+    pub slot: usize,
+    spans: Vec<Span>,
+    /// First span still held, for each window class.
+    held: Vec<usize>,
+    tail_start: usize,
+    len: usize,
+}
+
+/// A truncation that would need pages a sliding window has dropped.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot go back to {to} tokens: the sliding window of {window} has dropped what they would see")]
+pub struct TruncateError {
+    /// Tokens asked for.
+    pub to: usize,
+    /// The window.
+    pub window: usize,
+}
+
+impl Sequence {
+    /// An empty sequence whose tail lies in `slot`.
+    pub fn new(plan: &Plan, slot: usize) -> Sequence {
+        Sequence { slot, spans: Vec::new(), held: vec![0; plan.windows.len()], tail_start: 0, len: 0 }
+    }
+
+    /// Tokens, sealed and open.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are no tokens.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Position of the tail's first token.
+    pub fn tail_start(&self) -> usize {
+        self.tail_start
+    }
+
+    /// Tokens in the tail.
+    pub fn tail_len(&self) -> usize {
+        self.len - self.tail_start
+    }
+
+    /// The sealed spans that layers of a window class still hold, oldest first.
+    pub fn spans(&self, window_class: usize) -> &[Span] {
+        &self.spans[self.held[window_class]..]
+    }
+
+    /// Bytes that the next token's attention reads: the sealed parts held and the open tail.
+    pub fn read_bytes(&self, plan: &Plan) -> usize {
+        (plan.layers.iter())
+            .map(|layer| {
+                let sealed: usize = self.spans(layer.window_class).iter()
+                    .flat_map(|span| layer.sides.iter().map(|s| s.part_bytes(s.page_format(plan.is_sink(span.start)), span.len)))
+                    .sum();
+                let tail: usize = layer.sides.iter().map(|s| s.tail_token_bytes()).sum();
+                sealed + tail * self.tail_len()
+            })
+            .sum()
+    }
+
+    /// Adds `tokens` tokens to the tail.
+    pub fn append(&mut self, tokens: usize) {
+        self.len += tokens;
+    }
+
+    /// Makes a page of the tail's first tokens, if enough newer ones stay behind. The backend then
+    /// encodes the first [`Plan::page`] tail rows as that page and drops them from the tail.
+    pub fn seal(&mut self, plan: &Plan, pages: &mut Pages) -> Option<Span> {
+        if self.tail_len() < plan.page + plan.tail {
+            return None;
+        }
+        let page = pages.take(plan.windows.len());
+        let span = Span { page, start: self.tail_start, len: plan.page };
+        self.spans.push(span);
+        self.tail_start += plan.page;
+        Some(span)
+    }
+
+    /// Lets go of the parts that have left their sliding window: no query from the tail's first
+    /// token on sees them.
+    pub fn expire(&mut self, plan: &Plan, pages: &mut Pages, freed: &mut Vec<Freed>) {
+        for (window_class, window) in plan.windows.iter().enumerate() {
+            let Some(window) = window else { continue };
+            while let Some(span) = self.spans.get(self.held[window_class])
+                && span.start + span.len + window <= self.tail_start + 1
+            {
+                pages.release(span.page, window_class, freed);
+                self.held[window_class] += 1;
+            }
+        }
+    }
+
+    /// Forgets all tokens from position `to` on. A cut into a sealed page keeps the page and hides
+    /// the rest of it.
+    pub fn truncate(
+        &mut self,
+        to: usize,
+        plan: &Plan,
+        pages: &mut Pages,
+        freed: &mut Vec<Freed>,
+    ) -> Result<(), TruncateError> {
+        if to >= self.len {
+            return Ok(());
+        }
+        for (class, window) in plan.windows.iter().enumerate() {
+            if let (Some(window), Some(dropped)) = (window, self.held[class].checked_sub(1)) {
+                let end = self.spans[dropped].start + self.spans[dropped].len;
+                if end + window > to + 1 {
+                    return Err(TruncateError { to, window: *window });
+                }
+            }
+        }
+        self.len = to;
+        self.tail_start = self.tail_start.min(to);
+        while let Some(last) = self.spans.last_mut()
+            && last.start + last.len > to
+        {
+            if last.start < to {
+                last.len = to - last.start;
+                break;
+            }
+            let page = last.page;
+            self.spans.pop();
+            for class in 0..plan.windows.len() {
+                if self.held[class] > self.spans.len() {
+                    self.held[class] = self.spans.len();
+                } else {
+                    pages.release(page, class, freed);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Forgets everything and gives all pages back.
+    pub fn clear(&mut self, pages: &mut Pages, freed: &mut Vec<Freed>) {
+        for (class, held) in self.held.iter_mut().enumerate() {
+            for span in &self.spans[*held..] {
+                pages.release(span.page, class, freed);
+            }
+            *held = 0;
+        }
+        self.spans.clear();
+        self.tail_start = 0;
+        self.len = 0;
+    }
+
+    /// Makes `self`, which must be empty, a copy of `other` that shares its pages. The backend copies
+    /// the tail.
+    pub fn fork_from(&mut self, other: &Sequence, pages: &mut Pages) {
+        assert!(self.is_empty() && self.spans.is_empty(), "fork into an empty sequence");
+        for (class, &held) in other.held.iter().enumerate() {
+            other.spans[held..].iter().for_each(|span| pages.share(span.page, class));
+        }
+        self.spans.clone_from(&other.spans);
+        self.held.clone_from(&other.held);
+        (self.tail_start, self.len) = (other.tail_start, other.len);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{KvLayer, Policy};
+
+    fn plan(page: usize, tail: usize, windows: &[Option<usize>]) -> Plan {
+        let layers: Vec<_> =
+            windows.iter().map(|&window| KvLayer { heads: 1, head_dim: [64, 64], window }).collect();
+        Plan::new(&Policy { page, tail, sink: 0, ..Policy::default() }, &layers).unwrap()
+    }
+
+    fn grow(sequence: &mut Sequence, tokens: usize, plan: &Plan, pages: &mut Pages) -> Vec<Freed> {
+        let mut freed = Vec::new();
+        for _ in 0..tokens {
+            sequence.append(1);
+            while sequence.seal(plan, pages).is_some() {}
+            sequence.expire(plan, pages, &mut freed);
+        }
+        freed
+    }
+
+    #[test]
+    fn pages_seal_behind_the_tail() {
+        let (plan, mut pages) = (plan(16, 10, &[None]), Pages::default());
+        let mut sequence = Sequence::new(&plan, 0);
+        grow(&mut sequence, 25, &plan, &mut pages);
+        assert_eq!((sequence.spans(0).len(), sequence.tail_len()), (0, 25));
+        grow(&mut sequence, 1, &plan, &mut pages);
+        assert_eq!((sequence.spans(0).len(), sequence.tail_len()), (1, 10));
+        grow(&mut sequence, 100, &plan, &mut pages);
+        assert_eq!(sequence.tail_start() + sequence.tail_len(), 126);
+        assert!(sequence.spans(0).windows(2).all(|w| w[0].start + w[0].len == w[1].start));
+    }
+
+    #[test]
+    fn windows_drop_what_no_query_sees() {
+        let (plan, mut pages) = (plan(16, 0, &[None, Some(20)]), Pages::default());
+        let mut sequence = Sequence::new(&plan, 0);
+        let freed = grow(&mut sequence, 160, &plan, &mut pages);
+        assert_eq!(sequence.spans(0).len(), 10);
+        // The next query is at 160 and sees 141..=160: page 8 (128..144) and 9.
+        assert_eq!(sequence.spans(1)[0].start, 128);
+        assert!(freed.iter().all(|f| f.window_class == 1) && freed.len() == 8);
+        assert!(sequence.truncate(150, &plan, &mut pages, &mut Vec::new()).is_ok());
+        assert!(sequence.truncate(140, &plan, &mut pages, &mut Vec::new()).is_err());
+    }
+
+    #[test]
+    fn truncation_cuts_pages_and_gives_them_back() {
+        let (plan, mut pages) = (plan(16, 0, &[None]), Pages::default());
+        let (mut sequence, mut freed) = (Sequence::new(&plan, 0), Vec::new());
+        grow(&mut sequence, 70, &plan, &mut pages);
+        sequence.truncate(66, &plan, &mut pages, &mut freed).unwrap();
+        assert_eq!((sequence.spans(0).len(), sequence.tail_len(), freed.len()), (4, 2, 0));
+        sequence.truncate(40, &plan, &mut pages, &mut freed).unwrap();
+        assert_eq!((sequence.spans(0).len(), sequence.tail_len(), freed.len()), (3, 0, 1));
+        assert_eq!(sequence.spans(0)[2].len, 8);
+        // What follows a cut page starts where the cut is.
+        grow(&mut sequence, 16, &plan, &mut pages);
+        assert_eq!(sequence.spans(0)[3].start, 40);
+        sequence.truncate(0, &plan, &mut pages, &mut freed).unwrap();
+        assert_eq!((sequence.len(), pages.in_use()), (0, 0));
+    }
+
+    #[test]
+    fn shared_pages_live_as_long_as_someone_needs_them() {
+        let (plan, mut pages) = (plan(16, 0, &[None, Some(20)]), Pages::default());
+        let (mut a, mut b) = (Sequence::new(&plan, 0), Sequence::new(&plan, 1));
+        grow(&mut a, 40, &plan, &mut pages);
+        b.fork_from(&a, &mut pages);
+        let mut freed = Vec::new();
+        a.clear(&mut pages, &mut freed);
+        assert!(freed.is_empty() && pages.in_use() == 2);
+        grow(&mut b, 100, &plan, &mut pages);
+        b.clear(&mut pages, &mut freed);
+        assert_eq!(pages.in_use(), 0);
+        // Every page of every class is freed exactly once.
+        freed.sort_by_key(|f| (f.page, f.window_class));
+        assert!(freed.windows(2).all(|w| w[0] != w[1]));
+    }
+}

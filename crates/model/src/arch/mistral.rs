@@ -1,0 +1,5 @@
+//! Mistral 3: Llama with YaRN and a query temperature, both said by the metadata.
+
+use super::{Arch, llama::LLAMA};
+
+pub const MISTRAL3: Arch = Arch { name: "mistral3", ..LLAMA };

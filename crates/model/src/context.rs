@@ -1,0 +1,188 @@
+//! A running model: sequences, their KV cache, and the buffers of a forward pass.
+
+use crate::error::Error;
+use crate::forward::{self, Activations, LOGIT_ROWS};
+use crate::load::Model;
+use crate::rope::Frequencies;
+use std::sync::Arc;
+use torque_backend::{Backend, Segment};
+use torque_kv::{Pages, Plan, Policy, Sequence};
+
+/// How much a [`Context`] holds.
+#[derive(Clone, Debug)]
+pub struct ContextOptions {
+    /// Tokens a sequence may grow to.
+    pub context: usize,
+    /// Tokens in a forward pass; longer inputs go in chunks.
+    pub batch: usize,
+    /// Sequences side by side.
+    pub sequences: usize,
+    /// What the KV cache is sealed in.
+    pub policy: Policy,
+}
+
+/// A model with the state of its sequences.
+pub struct Context<B: Backend> {
+    backend: Arc<B>,
+    model: Arc<Model<B>>,
+    plan: Plan,
+    ropes: Vec<Frequencies>,
+    store: B::Store,
+    pages: Pages,
+    sequences: Vec<Sequence>,
+    activations: Activations<B>,
+    options: ContextOptions,
+}
+
+impl<B: Backend> Context<B> {
+    /// Empty sequences.
+    pub fn new(backend: Arc<B>, model: Arc<Model<B>>, options: ContextOptions) -> Result<Context<B>, Error> {
+        let plan = Plan::new(&options.policy, &model.config.kv_layers())?;
+        let ropes = model.config.ropes.iter().map(|r| r.frequencies(&model.factors, options.context)).collect();
+        Ok(Context {
+            ropes,
+            store: backend.store(&plan, options.sequences, options.batch),
+            pages: Pages::default(),
+            sequences: (0..options.sequences).map(|slot| Sequence::new(&plan, slot)).collect(),
+            activations: Activations::new(&*backend, &model, options.batch),
+            plan,
+            backend,
+            model,
+            options,
+        })
+    }
+
+    /// The model.
+    pub fn model(&self) -> &Model<B> {
+        &self.model
+    }
+
+    /// The plan of the KV cache.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// How much this context holds.
+    pub fn options(&self) -> &ContextOptions {
+        &self.options
+    }
+
+    /// Tokens of a sequence.
+    pub fn len(&self, sequence: usize) -> usize {
+        self.sequences[sequence].len()
+    }
+
+    /// Whether a sequence has no tokens.
+    pub fn is_empty(&self, sequence: usize) -> bool {
+        self.sequences[sequence].is_empty()
+    }
+
+    /// Bytes the KV cache holds now: (sealed pages, tails).
+    pub fn kv_bytes(&self) -> (usize, usize) {
+        self.backend.store_bytes(&self.store)
+    }
+
+    /// Bytes of KV that decoding the next token of a sequence reads.
+    pub fn kv_read_bytes(&self, sequence: usize) -> usize {
+        self.sequences[sequence].read_bytes(&self.plan)
+    }
+
+    /// Runs one pass over a batch: for each part, tokens that follow a sequence's. At most
+    /// [`ContextOptions::batch`] tokens; no sequence twice. On an error nothing has changed.
+    pub fn forward(&mut self, batch: &[(usize, &[u32])]) -> Result<(), Error> {
+        let vocabulary = self.model.config.vocabulary;
+        let tokens: Vec<u32> = batch.iter().flat_map(|(_, tokens)| tokens.iter().copied()).collect();
+        assert!(tokens.len() <= self.options.batch, "{} tokens in a batch of {}", tokens.len(), self.options.batch);
+        if let Some(&token) = tokens.iter().find(|&&t| t as usize >= vocabulary) {
+            return Err(Error::Token { token, vocabulary });
+        }
+        for (sequence, tokens) in batch {
+            let (len, context) = (self.sequences[*sequence].len(), self.options.context);
+            if len + tokens.len() > context {
+                return Err(Error::ContextFull { context, len, new: tokens.len() });
+            }
+        }
+        for (sequence, tokens) in batch {
+            self.sequences[*sequence].append(tokens.len());
+        }
+        let mut end = 0;
+        let segments: Vec<Segment> = (batch.iter())
+            .map(|(sequence, tokens)| {
+                end += tokens.len();
+                Segment { rows: end - tokens.len()..end, sequence: &self.sequences[*sequence] }
+            })
+            .collect();
+        let (backend, model, store) = (&*self.backend, &*self.model, &mut self.store);
+        forward::forward(backend, model, &self.ropes, store, &mut self.activations, &tokens, &segments);
+
+        let mut freed = Vec::new();
+        for (sequence, _) in batch {
+            let sequence = &mut self.sequences[*sequence];
+            while let Some(span) = sequence.seal(&self.plan, &mut self.pages) {
+                self.backend.seal(&mut self.store, sequence, span);
+            }
+            sequence.expire(&self.plan, &mut self.pages, &mut freed);
+        }
+        self.backend.free(&mut self.store, &freed);
+        Ok(())
+    }
+
+    /// Runs any number of tokens of one sequence, in chunks. After each chunk calls
+    /// `progress(tokens done)`; stops early, with what is done in place, if that is `false`.
+    pub fn prefill(
+        &mut self,
+        sequence: usize,
+        tokens: &[u32],
+        progress: &mut dyn FnMut(usize) -> bool,
+    ) -> Result<(), Error> {
+        let (len, context) = (self.len(sequence), self.options.context);
+        if len + tokens.len() > context {
+            return Err(Error::ContextFull { context, len, new: tokens.len() });
+        }
+        let mut done = 0;
+        for chunk in tokens.chunks(self.options.batch) {
+            self.forward(&[(sequence, chunk)])?;
+            done += chunk.len();
+            if !progress(done) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Logits of some rows of the last pass: `[rows, vocabulary]` into `out`.
+    pub fn logits(&mut self, rows: &[usize], out: &mut Vec<f32>) {
+        let vocabulary = self.model.config.vocabulary;
+        out.resize(rows.len() * vocabulary, 0.0);
+        let most = LOGIT_ROWS.min(self.options.batch);
+        for (rows, out) in rows.chunks(most).zip(out.chunks_mut(most * vocabulary)) {
+            forward::logits(&*self.backend, &self.model, &mut self.activations, rows, out);
+        }
+    }
+
+    /// Forgets a sequence's tokens from position `to` on.
+    pub fn truncate(&mut self, sequence: usize, to: usize) -> Result<(), Error> {
+        let mut freed = Vec::new();
+        let result = self.sequences[sequence].truncate(to, &self.plan, &mut self.pages, &mut freed);
+        self.backend.free(&mut self.store, &freed);
+        Ok(result?)
+    }
+
+    /// Forgets all tokens of a sequence.
+    pub fn clear(&mut self, sequence: usize) {
+        let mut freed = Vec::new();
+        self.sequences[sequence].clear(&mut self.pages, &mut freed);
+        self.backend.free(&mut self.store, &freed);
+    }
+
+    /// Makes sequence `to` a copy of `from` that shares its sealed pages.
+    pub fn fork(&mut self, from: usize, to: usize) {
+        if from == to {
+            return;
+        }
+        self.clear(to);
+        let [from, to] = self.sequences.get_disjoint_mut([from, to]).expect("two sequences of this context");
+        to.fork_from(from, &mut self.pages);
+        self.backend.copy_tail(&mut self.store, from, to.slot);
+    }
+}
