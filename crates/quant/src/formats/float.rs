@@ -37,7 +37,7 @@ impl Format for F32 {
     }
 
     #[inline(always)]
-    fn affine(_: &[u8], _: usize) -> (f32, f32) {
+    fn affine<I: Isa>(_: I, _: &[u8], _: usize) -> (f32, f32) {
         (1.0, 0.0)
     }
 
@@ -71,7 +71,7 @@ impl Format for F16 {
     }
 
     #[inline(always)]
-    fn affine(_: &[u8], _: usize) -> (f32, f32) {
+    fn affine<I: Isa>(_: I, _: &[u8], _: usize) -> (f32, f32) {
         (1.0, 0.0)
     }
 
@@ -103,7 +103,7 @@ impl Format for Bf16 {
     }
 
     #[inline(always)]
-    fn affine(_: &[u8], _: usize) -> (f32, f32) {
+    fn affine<I: Isa>(_: I, _: &[u8], _: usize) -> (f32, f32) {
         (1.0, 0.0)
     }
 
