@@ -80,11 +80,8 @@ impl Pool {
             panic: Mutex::new(None),
         });
         let start = |i: usize| {
-            let shared = shared.clone();
-            thread::Builder::new()
-                .name(format!("torque-{}", i + 1))
-                .spawn(move || shared.work(i))
-                .expect("a thread can be started")
+            let (name, shared) = (format!("torque-{}", i + 1), shared.clone());
+            thread::Builder::new().name(name).spawn(move || shared.work(i)).expect("a thread can be started")
         };
         Pool { others: (0..others).map(start).collect(), shared }
     }

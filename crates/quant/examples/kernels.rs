@@ -1,79 +1,122 @@
-use std::time::Instant;
-use torque_quant::{Format, dot};
-use torque_simd::*;
+//! Speed of the kernels of every format: `cargo run --release --example kernels [filter …]`.
+//!
+//! Filters are parts of a format's or an instruction set's name. Columns of GB/s count encoded bytes;
+//! compare them with the read bandwidth printed first. Every number is the best of many short runs, so
+//! it says what the code can do, not what a busy machine leaves of it.
 
-use torque_quant::formats::*;
-pub struct Q4K;
-impl Format for Q4K {
-    const NAME: &'static str = "q4_k";
-    const GGML_TYPE: Option<u32> = None;
-    const BLOCK: usize = 256;
-    const BYTES: usize = 144;
-    const GROUP: usize = 32;
-    const SHIFTED: bool = true;
-    fn encode(_: &[f32], _: &mut [u8]) {}
-    fn decode(_: &[u8], _: &mut [f32]) {}
-    #[inline(always)]
-    fn affine(b: &[u8], i: usize) -> (f32, f32) {
-        let d = f16_to_f32(u16::from_le_bytes([b[0], b[1]]));
-        let m = f16_to_f32(u16::from_le_bytes([b[2], b[3]]));
-        let j = i / 2;
-        let s = &b[4..16];
-        let (sc, mn) = if j < 4 {
-            (s[j] & 63, s[j + 4] & 63)
-        } else {
-            (s[j + 4] & 15 | (s[j - 4] >> 6) << 4, s[j + 4] >> 4 | (s[j] >> 6) << 4)
-        };
-        (d * sc as f32, -m * mn as f32)
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+use torque_quant::gemm::{self, Matrix};
+use torque_quant::{FORMATS, FloatKernels, FormatOps};
+use torque_simd::Level;
+
+/// Time spent on one number.
+const PATIENCE: Duration = Duration::from_millis(60);
+
+/// Seconds of the fastest run.
+fn best(mut run: impl FnMut()) -> f64 {
+    let (start, mut best) = (Instant::now(), f64::MAX);
+    while start.elapsed() < PATIENCE {
+        let run_start = Instant::now();
+        run();
+        best = best.min(run_start.elapsed().as_secs_f64());
     }
-    #[inline(always)]
-    fn codes<I: Isa>(isa: I, b: &[u8], i: usize) -> I::F {
-        let n = isa.widen_u8(b[16 + 32 * (i / 4) + 16 * (i % 2)..][..16].try_into().unwrap());
-        let n = if i / 2 % 2 == 0 { n } else { isa.shr::<4>(n) };
-        isa.to_f32(isa.and(n, isa.splat_n(15)))
+    best
+}
+
+/// Values that decode to nothing special, in any format.
+fn encoded(format: &FormatOps, values: usize, head_dim: Option<usize>) -> Vec<u8> {
+    let (block, bytes) = head_dim.map_or((format.block, format.bytes), |dim| format.head_block(dim));
+    let x: Vec<f32> = (0..block).map(|i| ((i * 37 + 11) % 64) as f32 / 32.0 - 1.0).collect();
+    let mut one = vec![0; bytes];
+    (format.encode_rotated)(&x, &mut one);
+    one.repeat(values / block)
+}
+
+/// Reads memory of 512 MB, on one thread and on two: what decoding is measured against.
+fn read_bandwidth() {
+    let memory = vec![1u64; 64 << 20];
+    for threads in [1, 2] {
+        let part = memory.len() / threads;
+        let seconds = (0..5)
+            .map(|_| {
+                let start = Instant::now();
+                std::thread::scope(|scope| {
+                    for part in memory.chunks(part) {
+                        scope.spawn(move || black_box(part.iter().fold(0u64, |sum, x| sum.wrapping_add(*x))));
+                    }
+                });
+                start.elapsed().as_secs_f64()
+            })
+            .fold(f64::MAX, f64::min);
+        println!("read, {threads} thread(s): {:.1} GB/s", memory.len() as f64 * 8.0 / seconds / 1e9);
     }
 }
 
-fn bench<F: Format, I: Isa>(isa: I) {
-    let cols = 4096;
-    let row = cols / F::BLOCK * F::BYTES;
-    let n = 32;
-    let w = vec![0x11u8; n * row];
-    print!("{:12} {:8}", F::NAME, I::NAME);
+/// Multiply-adds of one core, by a product of matrices that fit its first-level cache.
+fn weights(format: &FormatOps, level: Level) {
+    let kernels = (format.kernels)(level);
+    print!("{:8} {:7}", format.name, level.name());
+    let (cols, rows) = (2048, 64);
+    let bytes = encoded(format, rows * cols, None);
     for tokens in [1, 2, 4, 8] {
-        let x = vec![1.0f32; cols * tokens];
-        let mut best = f64::MAX;
-        let mut out = vec![0.0; n * tokens];
-        for _ in 0..2000 {
-            let t = Instant::now();
-            dot::matvec::<F, I>(isa, &w, cols, &x, tokens, &mut out);
-            std::hint::black_box(&out);
-            best = best.min(t.elapsed().as_secs_f64());
+        let (x, mut out) = (vec![1.0; cols * tokens], vec![0.0; rows * tokens]);
+        let seconds = best(|| (kernels.matvec)(black_box(&bytes), cols, &x, tokens, black_box(&mut out)));
+        print!(" | {tokens}: {:5.1} GB/s", bytes.len() as f64 / seconds / 1e9);
+    }
+    let tokens = 128;
+    let (x, mut out) = (vec![1.0; cols * tokens], vec![0.0; rows * tokens]);
+    let mut panel = vec![0.0; gemm::panel_len(rows, cols)];
+    let seconds =
+        best(|| (kernels.matmul)(black_box(&bytes), cols, &x, tokens, &mut panel, black_box(&mut out)));
+    println!(" | {tokens}: {:5.1} GFLOP/s", 2.0 * (rows * cols * tokens) as f64 / seconds / 1e9);
+}
+
+fn cache(format: &FormatOps, level: Level) {
+    let (kernels, floats) = ((format.kernels)(level), FloatKernels::of(level));
+    for head_dim in [128, 64] {
+        print!("{:8} {:7} {head_dim:3}", format.name, level.name());
+        let tokens = 128;
+        let part = encoded(format, tokens * head_dim, Some(head_dim));
+        for queries in [1, 4, 8] {
+            let (q, mut scores) = (vec![1.0; queries * head_dim], vec![0.0; queries * tokens]);
+            let k = best(|| (kernels.scores)(black_box(&part), tokens, head_dim, &q, black_box(&mut scores)));
+            let mut out = vec![0.0; queries * head_dim];
+            let v = best(|| {
+                (kernels.accumulate)(black_box(&part), tokens, head_dim, &scores, black_box(&mut out))
+            });
+            let speed = |seconds: f64| part.len() as f64 / seconds / 1e9;
+            print!(" | {queries}: K {:5.1} V {:5.1} GB/s", speed(k), speed(v));
         }
-        print!(
-            " | {tokens}: {:5.1} GB/s {:5.2} Gvec/s",
-            w.len() as f64 / best / 1e9,
-            (n * cols / 16) as f64 / best / 1e9
+        let queries = 256;
+        let mut tile = vec![0.0; tokens * head_dim];
+        let decode = best(|| (kernels.decode_tile)(black_box(&part), tokens, head_dim, black_box(&mut tile)));
+        let (q, mut scores) = (vec![1.0; queries * head_dim], vec![0.0; queries * tokens]);
+        let k = best(|| {
+            let q = Matrix { values: &q, stride: head_dim, rows: queries };
+            let k = Matrix { values: &tile, stride: head_dim, rows: tokens };
+            (floats.product)(q, k, head_dim, black_box(&mut scores));
+        });
+        let mut out = vec![0.0; queries * head_dim];
+        let v = best(|| (floats.accumulate_tile)(&tile, tokens, head_dim, &scores, black_box(&mut out)));
+        let speed = |seconds: f64| 2.0 * (queries * tokens * head_dim) as f64 / seconds / 1e9;
+        println!(
+            " | decode {:4.1} µs, {queries}: K {:5.1} V {:5.1} GFLOP/s",
+            decode * 1e6,
+            speed(k),
+            speed(v)
         );
     }
-    println!();
 }
 
 fn main() {
-    for l in Level::all_available() {
-        if std::env::args().nth(1).is_some_and(|a| a != l.name()) {
-            continue;
-        }
-        dispatch!(l, |isa| {
-            bench::<F32, _>(isa);
-            bench::<F16, _>(isa);
-            bench::<Q8_0, _>(isa);
-            bench::<Q4_0, _>(isa);
-            bench::<Q4_1, _>(isa);
-            bench::<Turbo2, _>(isa);
-            bench::<Turbo3, _>(isa);
-            bench::<Turbo4, _>(isa);
-            bench::<Q4K, _>(isa)
-        })
+    let filters: Vec<String> = std::env::args().skip(1).collect();
+    let wanted =
+        |names: [&str; 2]| filters.iter().all(|f| names.iter().any(|name| name.contains(f.as_str())));
+    read_bandwidth();
+    for level in Level::all_available() {
+        let formats: Vec<_> = FORMATS.iter().filter(|f| wanted([f.name, level.name()])).collect();
+        formats.iter().filter(|f| f.weights).for_each(|f| weights(f, level));
+        formats.iter().filter(|f| f.kv).for_each(|f| cache(f, level));
     }
 }

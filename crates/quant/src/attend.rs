@@ -8,7 +8,7 @@
 //! A part is `tokens * head_dim` values one after the other in ordinary blocks, which may straddle two
 //! tokens, or for [`Rotation::Head`] formats in blocks of one rotation group. `head_dim` is a multiple of 16.
 
-use crate::dot::{Affine, sum_all, vectors};
+use crate::dot::{decoded, sum_all, vectors, vectors_of};
 use crate::{Format, Rotation, rotate};
 use torque_simd::{Isa, LANES};
 
@@ -61,6 +61,27 @@ impl<'a> Part<'a> {
     }
 }
 
+/// Scale and shift of the group that chunk i of a block belongs to, in every lane.
+#[derive(Clone, Copy)]
+struct Affine<V> {
+    scale: V,
+    shift: V,
+}
+
+impl<V: Copy> Affine<V> {
+    #[inline(always)]
+    fn new<F: Format>(isa: impl Isa<F = V>, block: &[u8], i: usize) -> Self {
+        let (scale, shift) = F::affine(isa, block, i);
+        Affine { scale: isa.splat(scale), shift: isa.splat(shift) }
+    }
+
+    /// Chunk i of the block, decoded.
+    #[inline(always)]
+    fn values<F: Format>(self, isa: impl Isa<F = V>, block: &[u8], i: usize) -> V {
+        decoded::<F, _>(isa, F::codes(isa, block, i), self.scale, self.shift)
+    }
+}
+
 /// `out[i * tokens + t] = Σ_d q[i * head_dim + d] k[t, d]`, neither scaled nor masked.
 pub fn scores<F: Format, I: Isa>(
     isa: I,
@@ -101,14 +122,17 @@ fn scores_of<F: Format, I: Isa, const T: usize, const Q: usize>(
     let head_dim = part.width * LANES;
     let queries = Q.min(q.len() / head_dim);
     // Missing queries and tokens repeat the last one.
-    let q: [&[[f32; 16]]; Q] =
-        std::array::from_fn(|i| q[i.min(queries - 1) * head_dim..][..head_dim].as_chunks().0);
+    let mut qs = [&q[..0]; Q];
+    for i in 0..Q {
+        qs[i] = &q[i.min(queries - 1) * head_dim..][..head_dim];
+    }
+    let q = vectors_of(qs, part.width);
     for t in (0..part.tokens).step_by(T) {
-        let sums = std::array::from_fn(
-            #[inline(always)]
-            |i| token_products::<F, I, Q>(isa, part, (t + i).min(part.tokens - 1), q),
-        );
-        let sums: [[f32; Q]; T] = sum_all(isa, sums);
+        let mut sums = [[isa.splat(0.0); Q]; T];
+        for i in 0..T {
+            sums[i] = token_products::<F, I, Q>(isa, part, (t + i).min(part.tokens - 1), q);
+        }
+        let sums = sum_all(isa, sums);
         for (i, sums) in sums.into_iter().enumerate().take(part.tokens - t) {
             for (query, sum) in sums.into_iter().enumerate().take(queries) {
                 out[query * part.tokens + t + i] = sum;
@@ -205,9 +229,7 @@ fn accumulate_chunks<F: Format, I: Isa, const D: usize, const Q: usize>(
 ) {
     let head_dim = part.width * LANES;
     let queries = Q.min(out.len() / head_dim);
-    // Missing queries repeat the last one.
-    let weights: [&[f32]; Q] =
-        std::array::from_fn(|i| &weights[i.min(queries - 1) * part.tokens..][..part.tokens]);
+    let weights = weight_rows::<Q>(weights, queries, part.tokens);
     let mut sums = [[isa.splat(0.0); D]; Q];
     // Whether the D chunks lie in one group.
     let together = part.group.is_multiple_of(D) && d.is_multiple_of(D);
@@ -235,6 +257,16 @@ fn accumulate_chunks<F: Format, I: Isa, const D: usize, const Q: usize>(
     for query in 0..queries {
         add(isa, &sums[query], &mut out[query * head_dim..][..head_dim], d);
     }
+}
+
+/// The weights of Q queries; missing queries repeat the last one.
+#[inline(always)]
+fn weight_rows<const Q: usize>(weights: &[f32], queries: usize, tokens: usize) -> [&[f32]; Q] {
+    let mut rows = [&weights[..0]; Q];
+    for i in 0..Q {
+        rows[i] = &weights[i.min(queries - 1) * tokens..][..tokens];
+    }
+    rows
 }
 
 /// Adds vectors to chunks `d ..` of a row.
@@ -304,7 +336,7 @@ fn tiles<I: Isa, const Q: usize, const D: usize>(
     let v: &[[f32; 16]] = v.as_chunks().0;
     for (weights, out) in weights.chunks(Q * tokens).zip(out.chunks_mut(Q * head_dim)) {
         let queries = out.len() / head_dim;
-        let weights: [&[f32]; Q] = std::array::from_fn(|i| &weights[i.min(queries - 1) * tokens..][..tokens]);
+        let weights = weight_rows::<Q>(weights, queries, tokens);
         let mut d = 0;
         while d + D <= width {
             let sums = tile::<I, Q, D>(isa, v, width, d, weights);
@@ -334,11 +366,14 @@ fn tile<I: Isa, const Q: usize, const D: usize>(
     let mut sums = [[isa.splat(0.0); D]; Q];
     for (t, v) in v.chunks_exact(width).enumerate() {
         let v: &[[f32; 16]; D] = v[d..].first_chunk().expect("D chunks are left");
-        let v = v.each_ref().map(|v| isa.load(v));
+        let mut values = [isa.splat(0.0); D];
+        for i in 0..D {
+            values[i] = isa.load(&v[i]);
+        }
         for query in 0..Q {
             let weight = isa.splat(weights[query][t]);
             for i in 0..D {
-                sums[query][i] = isa.fma(v[i], weight, sums[query][i]);
+                sums[query][i] = isa.fma(values[i], weight, sums[query][i]);
             }
         }
     }

@@ -16,6 +16,21 @@ use torque_simd::{Isa, LANES};
 /// of decoded rows, then stays in the first-level cache.
 pub const K_BLOCK: usize = 1024;
 
+/// Runs a body for every chunk of a block of format F, unrolled: a chunk then knows where it lies.
+macro_rules! for_each_chunk {
+    ($F:ident, $i:ident => $body:expr) => {
+        for_each_chunk!($F, $i => $body; 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15)
+    };
+    ($F:ident, $i:ident => $body:expr; $($n:literal)*) => {{
+        const { assert!($F::BLOCK <= 256) };
+        $(if const { $n < $F::BLOCK / LANES } {
+            let $i = $n;
+            $body
+        })*
+    }};
+}
+pub(crate) use for_each_chunk;
+
 /// `out[t * n + r] = Σ_k W[r, k] x[t * cols + k]`: `tokens` vectors x times n encoded rows W of `cols` values.
 ///
 /// Columns are whole blocks; those of float formats are any number. For
@@ -84,15 +99,14 @@ impl<'a> Rows<'a> {
     pub fn slice<F: Format>(&self, r: usize, k: usize, columns: usize) -> &'a [u8] {
         &self.bytes[r * self.row_bytes + k * F::BYTES / F::BLOCK..][..columns * F::BYTES / F::BLOCK]
     }
+}
 
-    /// The K blocks as first column and width: whole vectors, then what is left of a float row.
-    #[inline(always)]
-    pub fn blocks(&self) -> impl Iterator<Item = (usize, usize)> + use<> {
-        let whole = self.cols / LANES * LANES;
-        let cols = self.cols;
-        let blocks = (0..whole).step_by(K_BLOCK).map(move |k| (k, K_BLOCK.min(whole - k)));
-        blocks.chain((whole < cols).then_some((whole, cols - whole)))
-    }
+/// The K blocks as first column and width: whole vectors, then what is left of a float row.
+#[inline(always)]
+pub(crate) fn blocks(cols: usize) -> impl Iterator<Item = (usize, usize)> {
+    let whole = cols / LANES * LANES;
+    let blocks = (0..whole).step_by(K_BLOCK).map(move |k| (k, K_BLOCK.min(whole - k)));
+    blocks.chain((whole < cols).then_some((whole, cols - whole)))
 }
 
 /// Rows outside, K blocks inside: a linear walk through memory.
@@ -104,7 +118,7 @@ fn row_by_row<F: Format, I: Isa, const R: usize, const T: usize>(
     out: &mut [f32],
 ) {
     for r in (0..rows.n).step_by(R) {
-        for (k, columns) in rows.blocks() {
+        for (k, columns) in blocks(rows.cols) {
             tile::<F, I, R, T>(isa, rows, r, k, columns, x, out);
         }
     }
@@ -118,7 +132,7 @@ fn block_by_block<F: Format, I: Isa, const R: usize, const T: usize>(
     x: &[f32],
     out: &mut [f32],
 ) {
-    for (k, columns) in rows.blocks() {
+    for (k, columns) in blocks(rows.cols) {
         for r in (0..rows.n).step_by(R) {
             tile::<F, I, R, T>(isa, rows, r, k, columns, x, out);
         }
@@ -138,10 +152,16 @@ fn tile<F: Format, I: Isa, const R: usize, const T: usize>(
     out: &mut [f32],
 ) {
     let tokens = T.min(x.len() / rows.cols);
-    let x: [&[f32]; T] = std::array::from_fn(|t| &x[t.min(tokens - 1) * rows.cols + k..][..columns]);
-    let w: [&[u8]; R] = std::array::from_fn(|i| rows.slice::<F>((r + i).min(rows.n - 1), k, columns));
+    let mut xs = [&x[..0]; T];
+    for t in 0..T {
+        xs[t] = &x[t.min(tokens - 1) * rows.cols + k..][..columns];
+    }
+    let mut w = [&rows.bytes[..0]; R];
+    for i in 0..R {
+        w[i] = rows.slice::<F>((r + i).min(rows.n - 1), k, columns);
+    }
     let sums =
-        if columns < LANES { tail::<F, I, R, T>(isa, w, x) } else { products::<F, I, R, T>(isa, w, x) };
+        if columns < LANES { tail::<F, I, R, T>(isa, w, xs) } else { products::<F, I, R, T>(isa, w, xs) };
     let sums = sum_all(isa, sums);
     for (i, sums) in sums.into_iter().enumerate().take(rows.n - r) {
         for (t, sum) in sums.into_iter().enumerate().take(tokens) {
@@ -158,27 +178,42 @@ fn products<F: Format, I: Isa, const R: usize, const T: usize>(
     rows: [&[u8]; R],
     x: [&[f32]; T],
 ) -> [[I::F; T]; R] {
-    let chunks = F::BLOCK / LANES;
-    let group = F::GROUP / LANES;
+    let chunks = const { F::BLOCK / LANES };
     let blocks = x[0].len() / F::BLOCK;
-    let x: [&[[f32; 16]]; T] = x.map(|x| &x.as_chunks().0[..blocks * chunks]);
-    let rows: [&[u8]; R] = rows.map(|row| &row[..blocks * F::BYTES]);
+    let x = vectors_of(x, blocks * chunks);
     let mut sums = [[isa.splat(0.0); T]; R];
+    if blocks == 0 {
+        return sums;
+    }
     for b in 0..blocks {
+        let mut block = [&rows[0][..F::BYTES]; R];
+        let mut affines = [Affines::none(isa); R];
         for r in 0..R {
-            let block = &rows[r][b * F::BYTES..][..F::BYTES];
-            for g in 0..chunks / group {
-                let affine = Affine::new::<F>(isa, block, g * group);
-                for i in g * group..(g + 1) * group {
-                    let w = affine.values::<F>(isa, block, i);
-                    for t in 0..T {
-                        sums[r][t] = isa.fma(w, isa.load(&x[t][b * chunks + i]), sums[r][t]);
-                    }
-                }
-            }
+            block[r] = &rows[r][b * F::BYTES..][..F::BYTES];
+            affines[r] = Affines::new::<F, I>(isa, block[r]);
         }
+        let mut xs = [&x[0][..chunks]; T];
+        for t in 0..T {
+            xs[t] = &x[t][b * chunks..][..chunks];
+        }
+        for_each_chunk!(F, i => for r in 0..R {
+            let w = affines[r].values::<F, I>(isa, block[r], i);
+            for t in 0..T {
+                sums[r][t] = isa.fma(w, isa.load(&xs[t][i]), sums[r][t]);
+            }
+        });
     }
     sums
+}
+
+/// Rows as vectors, of which there are `chunks` in each.
+#[inline(always)]
+pub(crate) fn vectors_of<const N: usize>(rows: [&[f32]; N], chunks: usize) -> [&[[f32; 16]]; N] {
+    let mut vectors: [&[[f32; 16]]; N] = [&[]; N];
+    for i in 0..N {
+        vectors[i] = &rows[i].as_chunks().0[..chunks];
+    }
+    vectors
 }
 
 /// The same for fewer than sixteen columns of a float format, as if zeros followed.
@@ -193,47 +228,94 @@ fn tail<F: Format, I: Isa, const R: usize, const T: usize>(
     products::<F, I, R, T>(isa, rows.each_ref().map(|row| &row[..F::BYTES]), x.each_ref().map(|x| &x[..]))
 }
 
-/// Scale and shift of a group, in every lane.
+/// Scales and shifts of a block.
 #[derive(Clone, Copy)]
-pub(crate) struct Affine<V> {
-    scale: V,
-    shift: V,
+pub(crate) struct Affines<V> {
+    /// Of a block with few groups: in every lane.
+    few: [(V, V); 2],
+    /// Of a block with many.
+    scales: [f32; 16],
+    shifts: [f32; 16],
 }
 
-impl<V: Copy> Affine<V> {
-    /// Those of chunk i of a block.
+impl<V: Copy> Affines<V> {
     #[inline(always)]
-    pub fn new<F: Format>(isa: impl Isa<F = V>, block: &[u8], i: usize) -> Self {
-        let (scale, shift) = F::affine(block, i);
-        Affine { scale: isa.splat(scale), shift: isa.splat(shift) }
+    fn none(isa: impl Isa<F = V>) -> Self {
+        Affines { few: [(isa.splat(0.0), isa.splat(0.0)); 2], scales: [0.0; 16], shifts: [0.0; 16] }
     }
 
-    /// Chunk i of a block, decoded.
     #[inline(always)]
-    pub fn values<F: Format>(self, isa: impl Isa<F = V>, block: &[u8], i: usize) -> V {
-        let codes = F::codes(isa, block, i);
-        if F::SHIFTED { isa.fma(codes, self.scale, self.shift) } else { isa.mul(codes, self.scale) }
+    pub fn new<F: Format, I: Isa<F = V>>(isa: I, block: &[u8]) -> Self {
+        let mut affines = Affines::none(isa);
+        if const { F::BLOCK / F::GROUP <= 2 } {
+            for g in 0..F::BLOCK / F::GROUP {
+                let (scale, shift) = F::affine(isa, block, g * (F::GROUP / LANES));
+                affines.few[g] = (isa.splat(scale), isa.splat(shift));
+            }
+        } else {
+            F::affines(isa, block, &mut affines.scales, &mut affines.shifts);
+        }
+        affines
     }
+
+    /// Chunk i of the block, decoded.
+    #[inline(always)]
+    pub fn values<F: Format, I: Isa<F = V>>(&self, isa: I, block: &[u8], i: usize) -> V {
+        let g = i / (F::GROUP / LANES);
+        let (scale, shift) = if const { F::BLOCK / F::GROUP <= 2 } {
+            self.few[g]
+        } else {
+            (isa.splat(self.scales[g]), isa.splat(self.shifts[g]))
+        };
+        decoded::<F, I>(isa, F::codes(isa, block, i), scale, shift)
+    }
+}
+
+/// What codes stand for.
+#[inline(always)]
+pub(crate) fn decoded<F: Format, I: Isa>(isa: I, codes: I::F, scale: I::F, shift: I::F) -> I::F {
+    if F::SHIFTED { isa.fma(codes, scale, shift) } else { isa.mul(codes, scale) }
 }
 
 /// The lanes of every vector, added up.
 #[inline(always)]
 pub(crate) fn sum_all<I: Isa, const M: usize, const N: usize>(isa: I, v: [[I::F; N]; M]) -> [[f32; N]; M] {
     let mut sums = [[0.0; N]; M];
-    let mut done = 0;
-    // Sixteen at a time, when that is cheaper than one by one.
-    while M * N - done >= 6 {
-        let at = |i: usize| (done + i).min(M * N - 1);
-        let mut sixteen = [0.0; 16];
-        isa.store(isa.reduce16(std::array::from_fn(|i| v[at(i) / N][at(i) % N])), &mut sixteen);
-        for i in 0..16.min(M * N - done) {
-            sums[(done + i) / N][(done + i) % N] = sixteen[i];
+    if const { M * N < 6 } {
+        for i in 0..M {
+            for j in 0..N {
+                sums[i][j] = isa.sum(v[i][j]);
+            }
         }
-        done += 16.min(M * N - done);
-    }
-    while done < M * N {
-        sums[done / N][done % N] = isa.sum(v[done / N][done % N]);
-        done += 1;
+    } else {
+        const { assert!(M * N <= 32) };
+        sum_sixteen::<I, 0, M, N>(isa, &v, &mut sums);
+        if const { M * N > 16 } {
+            sum_sixteen::<I, 16, M, N>(isa, &v, &mut sums);
+        }
     }
     sums
+}
+
+/// Vectors `FIRST .. FIRST + 16`, or as many as there are. Every index is constant once unrolled, so that
+/// the vectors can stay in registers.
+#[inline(always)]
+fn sum_sixteen<I: Isa, const FIRST: usize, const M: usize, const N: usize>(
+    isa: I,
+    v: &[[I::F; N]; M],
+    sums: &mut [[f32; N]; M],
+) {
+    let mut sixteen = [isa.splat(0.0); 16];
+    for i in 0..16 {
+        if FIRST + i < M * N {
+            sixteen[i] = v[(FIRST + i) / N][(FIRST + i) % N];
+        }
+    }
+    let mut lanes = [0.0; 16];
+    isa.store(isa.reduce16(sixteen), &mut lanes);
+    for i in 0..16 {
+        if FIRST + i < M * N {
+            sums[(FIRST + i) / N][(FIRST + i) % N] = lanes[i];
+        }
+    }
 }

@@ -62,7 +62,15 @@ pub trait Format: Send + Sync + 'static {
     /// Decodes one block, operation by operation as the format's reference does.
     fn decode(block: &[u8], y: &mut [f32]);
     /// Scale and shift of values `16 i .. 16 i + 16` of the block.
-    fn affine(block: &[u8], i: usize) -> (f32, f32);
+    fn affine<I: Isa>(isa: I, block: &[u8], i: usize) -> (f32, f32);
+    /// [`Format::affine`] of every group of the block, to the bit: group g in item g. Overridden where the
+    /// groups are many and vectors find all at once. Shifts are left alone unless [`Format::SHIFTED`].
+    #[inline(always)]
+    fn affines<I: Isa>(isa: I, block: &[u8], scales: &mut [f32; 16], shifts: &mut [f32; 16]) {
+        for g in 0..Self::BLOCK / Self::GROUP {
+            (scales[g], shifts[g]) = Self::affine(isa, block, g * Self::GROUP / 16);
+        }
+    }
     /// Codes of values `16 i .. 16 i + 16` of the block.
     fn codes<I: Isa>(isa: I, block: &[u8], i: usize) -> I::F;
 }

@@ -5,7 +5,7 @@
 //! M · N multiplications. The order of summation is that of [`crate::dot`]: results are the same to the bit.
 
 use crate::Format;
-use crate::dot::{Affine, K_BLOCK, Rows, sum_all};
+use crate::dot::{Affines, K_BLOCK, Rows, blocks, for_each_chunk, sum_all, vectors_of};
 use crate::math::pad;
 use torque_simd::{Isa, LANES};
 
@@ -31,7 +31,7 @@ pub fn matmul<F: Format, I: Isa>(
     isa.run(
         #[inline(always)]
         || {
-            for (k, columns) in rows.blocks() {
+            for (k, columns) in blocks(cols) {
                 let panel = &mut panel[..rows.n * columns];
                 for (r, values) in panel.chunks_exact_mut(columns).enumerate() {
                     decode::<F, I>(isa, rows.slice::<F>(r, k, columns), values);
@@ -58,15 +58,14 @@ pub fn decode_rows<F: Format, I: Isa>(isa: I, rows: &[u8], cols: usize, out: &mu
     );
 }
 
-/// `out[m * w.rows + n] (+)= Σ_k x[m, k] w[n, k]` over k < `columns`, in blocks of [`K_BLOCK`].
+/// `out[m * w.rows + n] = Σ_k x[m, k] w[n, k]` over k < `columns`.
 pub fn product<I: Isa>(isa: I, x: Matrix<'_>, w: Matrix<'_>, columns: usize, out: &mut [f32]) {
     assert_eq!(out.len(), x.rows * w.rows, "shape of out");
     isa.run(
         #[inline(always)]
         || {
-            for k in (0..columns).step_by(K_BLOCK) {
-                let (x, w) = (x.columns_from(k), w.columns_from(k));
-                multiply(isa, x, w, K_BLOCK.min(columns - k), out, k > 0);
+            for (k, columns) in blocks(columns) {
+                multiply(isa, x.columns_from(k), w.columns_from(k), columns, out, k > 0);
             }
         },
     );
@@ -83,10 +82,20 @@ pub struct Matrix<'a> {
     pub rows: usize,
 }
 
-impl Matrix<'_> {
+impl<'a> Matrix<'a> {
     #[inline(always)]
     fn columns_from(self, k: usize) -> Self {
         Matrix { values: &self.values[k..], ..self }
+    }
+
+    /// Rows `m .. m + M`; those that are missing repeat the last one.
+    #[inline(always)]
+    fn tile<const M: usize>(self, m: usize, columns: usize) -> [&'a [f32]; M] {
+        let mut rows = [&self.values[..0]; M];
+        for i in 0..M {
+            rows[i] = &self.values[(m + i).min(self.rows - 1) * self.stride..][..columns];
+        }
+        rows
     }
 }
 
@@ -96,13 +105,9 @@ fn decode<F: Format, I: Isa>(isa: I, row: &[u8], out: &mut [f32]) {
     let (chunks, tail) = out.as_chunks_mut::<16>();
     let (blocks, rest) = row.split_at(chunks.len() * LANES / F::BLOCK * F::BYTES);
     for (block, out) in blocks.chunks_exact(F::BYTES).zip(chunks.chunks_exact_mut(F::BLOCK / LANES)) {
-        for (g, out) in out.chunks_exact_mut(F::GROUP / LANES).enumerate() {
-            let first = g * F::GROUP / LANES;
-            let affine = Affine::new::<F>(isa, block, first);
-            for (i, out) in out.iter_mut().enumerate() {
-                isa.store(affine.values::<F>(isa, block, first + i), out);
-            }
-        }
+        let affines = Affines::new::<F, I>(isa, block);
+        let out = &mut out[..const { F::BLOCK / LANES }];
+        for_each_chunk!(F, i => isa.store(affines.values::<F, I>(isa, block, i), &mut out[i]));
     }
     if !tail.is_empty() {
         F::decode(rest, tail);
@@ -130,14 +135,10 @@ fn tiles<I: Isa, const M: usize, const N: usize>(
     out: &mut [f32],
     add: bool,
 ) {
-    // Rows that do not fill a tile repeat the last one; the repetitions are not written.
     for m in (0..x.rows).step_by(M) {
-        let xs: [&[f32]; M] =
-            std::array::from_fn(|i| &x.values[(m + i).min(x.rows - 1) * x.stride..][..columns]);
+        let xs = x.tile::<M>(m, columns);
         for n in (0..w.rows).step_by(N) {
-            let ws: [&[f32]; N] =
-                std::array::from_fn(|j| &w.values[(n + j).min(w.rows - 1) * w.stride..][..columns]);
-            let sums = sum_all(isa, products(isa, xs, ws, columns));
+            let sums = products(isa, xs, w.tile::<N>(n, columns), columns);
             for (i, sums) in sums.into_iter().enumerate().take(x.rows - m) {
                 let out = &mut out[(m + i) * w.rows..][n..w.rows];
                 for (out, sum) in out.iter_mut().zip(sums) {
@@ -154,26 +155,35 @@ fn products<I: Isa, const M: usize, const N: usize>(
     x: [&[f32]; M],
     w: [&[f32]; N],
     columns: usize,
+) -> [[f32; N]; M] {
+    if columns < LANES {
+        let (x, w) = (x.map(pad::<f32, 16>), w.map(pad::<f32, 16>));
+        return sum_all(
+            isa,
+            lane_products(isa, x.each_ref().map(|x| &x[..]), w.each_ref().map(|w| &w[..]), 1),
+        );
+    }
+    sum_all(isa, lane_products(isa, x, w, columns / LANES))
+}
+
+#[inline(always)]
+fn lane_products<I: Isa, const M: usize, const N: usize>(
+    isa: I,
+    x: [&[f32]; M],
+    w: [&[f32]; N],
+    chunks: usize,
 ) -> [[I::F; N]; M] {
-    let chunks = columns / LANES;
-    let xs: [&[[f32; 16]]; M] = x.map(|x| &x.as_chunks().0[..chunks]);
-    let ws: [&[[f32; 16]]; N] = w.map(|w| &w.as_chunks().0[..chunks]);
+    let (xs, ws) = (vectors_of(x, chunks), vectors_of(w, chunks));
     let mut sums = [[isa.splat(0.0); N]; M];
     for k in 0..chunks {
-        let w = ws.map(|w| isa.load(&w[k]));
+        let mut w = [isa.splat(0.0); N];
+        for j in 0..N {
+            w[j] = isa.load(&ws[j][k]);
+        }
         for i in 0..M {
             let x = isa.load(&xs[i][k]);
             for j in 0..N {
                 sums[i][j] = isa.fma(w[j], x, sums[i][j]);
-            }
-        }
-    }
-    if !columns.is_multiple_of(LANES) {
-        let padded = |v: &[f32]| isa.load(&pad(&v[chunks * LANES..]));
-        let (x, w) = (x.map(padded), w.map(padded));
-        for i in 0..M {
-            for j in 0..N {
-                sums[i][j] = isa.fma(w[j], x[i], sums[i][j]);
             }
         }
     }

@@ -122,7 +122,10 @@ pub fn softmax_step<I: Isa>(isa: I, scores: &mut [f32], max: &mut f32, sum: &mut
             let (chunks, tail) = scores.as_chunks_mut::<LANES>();
             let mut last = [f32::NEG_INFINITY; LANES];
             last[..tail.len()].copy_from_slice(tail);
-            let largest = chunks.iter().fold(isa.load(&last), |most, x| isa.max(most, isa.load(x)));
+            let mut largest = isa.load(&last);
+            for chunk in chunks.iter() {
+                largest = isa.max(largest, isa.load(chunk));
+            }
             let former = *max;
             *max = former.max(isa.max_lane(largest));
             if *max == f32::NEG_INFINITY {

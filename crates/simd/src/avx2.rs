@@ -75,19 +75,21 @@ impl Isa for Avx2 {
             _mm256_storeu_ps(out.as_mut_ptr(), v[0]);
             _mm256_storeu_ps(out.as_mut_ptr().add(8), v[1]);
         };
+        f16(bits: u16) -> f32 = _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(bits))));
         load_f16(x: &[u8; 32]) -> F = [
             _mm256_cvtph_ps(_mm_loadu_si128(x.as_ptr().cast())),
             _mm256_cvtph_ps(_mm_loadu_si128(x.as_ptr().add(16).cast())),
         ];
         store_f16(v: F, out: &mut [u8; 32]) -> () = {
-            let [a, b] = v.map(|v| _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v));
-            _mm_storeu_si128(out.as_mut_ptr().cast(), a);
-            _mm_storeu_si128(out.as_mut_ptr().add(16).cast(), b);
+            _mm_storeu_si128(out.as_mut_ptr().cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v[0]));
+            _mm_storeu_si128(out.as_mut_ptr().add(16).cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v[1]));
         };
-        load_bf16(x: &[u8; 32]) -> F = {
-            let widen = |x: __m128i| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(x)));
-            [widen(_mm_loadu_si128(x.as_ptr().cast())), widen(_mm_loadu_si128(x.as_ptr().add(16).cast()))]
-        };
+        load_bf16(x: &[u8; 32]) -> F = [
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(_mm_loadu_si128(x.as_ptr().cast())))),
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(_mm_loadu_si128(
+                x.as_ptr().add(16).cast(),
+            )))),
+        ];
 
         add(a: F, b: F) -> F = [_mm256_add_ps(a[0], b[0]), _mm256_add_ps(a[1], b[1])];
         sub(a: F, b: F) -> F = [_mm256_sub_ps(a[0], b[0]), _mm256_sub_ps(a[1], b[1])];
@@ -103,7 +105,38 @@ impl Isa for Avx2 {
             let v = _mm_add_ps(v, _mm_movehl_ps(v, v));
             _mm_cvtss_f32(_mm_add_ss(v, _mm_movehdup_ps(v)))
         };
-        reduce16(v: [F; 16]) -> F = reduce16(v);
+        // Each step folds two registers into one, so that lanes add up in the order of `sum`.
+        reduce16(v: [F; 16]) -> F = {
+            macro_rules! fold {
+                ($shuffle:ident, $low:literal, $high:literal, $a:expr, $b:expr) => {{
+                    let (a, b) = ($a, $b);
+                    _mm256_add_ps($shuffle::<$low>(a, b), $shuffle::<$high>(a, b))
+                }};
+            }
+            macro_rules! two {
+                ($i:expr) => {
+                    // Lane i with i + 8, then with i + 4.
+                    fold!(
+                        _mm256_permute2f128_ps, 0x20, 0x31,
+                        _mm256_add_ps(v[$i][0], v[$i][1]), _mm256_add_ps(v[$i + 1][0], v[$i + 1][1])
+                    )
+                };
+            }
+            macro_rules! four {
+                // With i + 2.
+                ($i:expr) => { fold!(_mm256_shuffle_ps, 0b01_00_01_00, 0b11_10_11_10, two!($i), two!($i + 2)) };
+            }
+            macro_rules! eight {
+                // With i + 1. Lane l of 128-bit half h is now the sum of vector 2 l + h.
+                ($i:expr) => {
+                    _mm256_permutevar8x32_ps(
+                        fold!(_mm256_shuffle_ps, 0b10_00_10_00, 0b11_01_11_01, four!($i), four!($i + 4)),
+                        _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7),
+                    )
+                };
+            }
+            [eight!(0), eight!(8)]
+        };
         max_lane(v: F) -> f32 = {
             let v = _mm256_max_ps(v[0], v[1]);
             let v = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
@@ -133,23 +166,47 @@ impl Isa for Avx2 {
                 _mm256_srlv_epi32(x, _mm256_setr_epi32(16, 18, 20, 22, 24, 26, 28, 30)),
             ]
         };
+        shr_by(v: N, bits: u32) -> N = [
+            _mm256_srl_epi32(v[0], _mm_cvtsi32_si128(bits as i32)),
+            _mm256_srl_epi32(v[1], _mm_cvtsi32_si128(bits as i32)),
+        ];
         splat_n(x: i32) -> N = [_mm256_set1_epi32(x); 2];
         add_n(a: N, b: N) -> N = [_mm256_add_epi32(a[0], b[0]), _mm256_add_epi32(a[1], b[1])];
         and(a: N, b: N) -> N = [_mm256_and_si256(a[0], b[0]), _mm256_and_si256(a[1], b[1])];
         or(a: N, b: N) -> N = [_mm256_or_si256(a[0], b[0]), _mm256_or_si256(a[1], b[1])];
         xor(a: N, b: N) -> N = [_mm256_xor_si256(a[0], b[0]), _mm256_xor_si256(a[1], b[1])];
-        to_f32(v: N) -> F = v.map(|v| _mm256_cvtepi32_ps(v));
-        round(v: F) -> N = v.map(|v| _mm256_cvtps_epi32(v));
-        from_bits(v: N) -> F = v.map(|v| _mm256_castsi256_ps(v));
-        to_bits(v: F) -> N = v.map(|v| _mm256_castps_si256(v));
-        lookup(table: F, index: N) -> F = index.map(|i| {
-            let low = _mm256_permutevar8x32_ps(table[0], i);
-            let high = _mm256_permutevar8x32_ps(table[1], i);
-            // Bit 3 of the index, moved to the sign, chooses.
-            _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32::<28>(i)))
-        });
+        to_f32(v: N) -> F = [_mm256_cvtepi32_ps(v[0]), _mm256_cvtepi32_ps(v[1])];
+        round(v: F) -> N = [_mm256_cvtps_epi32(v[0]), _mm256_cvtps_epi32(v[1])];
+        from_bits(v: N) -> F = [_mm256_castsi256_ps(v[0]), _mm256_castsi256_ps(v[1])];
+        to_bits(v: F) -> N = [_mm256_castps_si256(v[0]), _mm256_castps_si256(v[1])];
+        lookup(table: F, index: N) -> F = {
+            macro_rules! half {
+                // Bit 3 of the index, moved to the sign, chooses.
+                ($i:expr) => {
+                    _mm256_blendv_ps(
+                        _mm256_permutevar8x32_ps(table[0], $i),
+                        _mm256_permutevar8x32_ps(table[1], $i),
+                        _mm256_castsi256_ps(_mm256_slli_epi32::<28>($i)),
+                    )
+                };
+            }
+            [half!(index[0]), half!(index[1])]
+        };
     }
 
+    #[inline(always)]
+    fn spread8<const BITS: usize>(self, low: u32, high: u32) -> N {
+        const { assert!(BITS <= 4) };
+        let b = BITS as i32;
+        // SAFETY: `self` is only made by `new`, which found every feature.
+        unsafe {
+            let shifts = _mm256_setr_epi32(0, b, 2 * b, 3 * b, 4 * b, 5 * b, 6 * b, 7 * b);
+            [
+                _mm256_srlv_epi32(_mm256_set1_epi32(low as i32), shifts),
+                _mm256_srlv_epi32(_mm256_set1_epi32(high as i32), shifts),
+            ]
+        }
+    }
     #[inline(always)]
     fn shr<const K: i32>(self, v: N) -> N {
         // SAFETY: `self` is only made by `new`, which found every feature.
@@ -177,28 +234,4 @@ impl Isa for Avx2 {
         // SAFETY: a prefetch of any address is allowed.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(bytes.as_ptr().wrapping_add(offset).cast()) }
     }
-}
-
-/// Sixteen sums by transposing: each step folds two vectors into one, so that lanes add up in the order
-/// of [`Isa::sum`]: i with i+8, i+4, i+2, i+1.
-#[inline]
-#[target_feature(enable = "avx2")]
-fn reduce16(v: [F; 16]) -> F {
-    let halves = |i: usize| _mm256_add_ps(v[i][0], v[i][1]);
-    let quarters =
-        |a, b| _mm256_add_ps(_mm256_permute2f128_ps::<0x20>(a, b), _mm256_permute2f128_ps::<0x31>(a, b));
-    let pairs = |a, b| {
-        _mm256_add_ps(_mm256_shuffle_ps::<0b01_00_01_00>(a, b), _mm256_shuffle_ps::<0b11_10_11_10>(a, b))
-    };
-    let lanes = |a, b| {
-        _mm256_add_ps(_mm256_shuffle_ps::<0b10_00_10_00>(a, b), _mm256_shuffle_ps::<0b11_01_11_01>(a, b))
-    };
-    // 128-bit half h, lane l of the result comes from the input 2 l + h.
-    let two = |i: usize| quarters(halves(i), halves(i + 1));
-    let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-    let eight = |i: usize| {
-        let sums = lanes(pairs(two(i), two(i + 2)), pairs(two(i + 4), two(i + 6)));
-        _mm256_permutevar8x32_ps(sums, order)
-    };
-    [eight(0), eight(8)]
 }

@@ -62,6 +62,7 @@ impl Isa for Avx512 {
         splat(x: f32) -> __m512 = _mm512_set1_ps(x);
         load(x: &[f32; 16]) -> __m512 = _mm512_loadu_ps(x.as_ptr());
         store(v: __m512, out: &mut [f32; 16]) -> () = _mm512_storeu_ps(out.as_mut_ptr(), v);
+        f16(bits: u16) -> f32 = _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(bits))));
         load_f16(x: &[u8; 32]) -> __m512 = _mm512_cvtph_ps(_mm256_loadu_si256(x.as_ptr().cast()));
         store_f16(v: __m512, out: &mut [u8; 32]) -> () = _mm256_storeu_si256(
             out.as_mut_ptr().cast(),
@@ -84,7 +85,26 @@ impl Isa for Avx512 {
             let v = _mm_add_ps(v, _mm_movehl_ps(v, v));
             _mm_cvtss_f32(_mm_add_ss(v, _mm_movehdup_ps(v)))
         };
-        reduce16(v: [__m512; 16]) -> __m512 = reduce16(v);
+        // Each step folds two vectors into one, so that lanes add up in the order of `sum`.
+        reduce16(v: [__m512; 16]) -> __m512 = {
+            macro_rules! fold {
+                ($shuffle:ident, $low:literal, $high:literal: $($a:ident $b:ident => $to:ident),*) => {
+                    $(let $to = _mm512_add_ps($shuffle::<$low>($a, $b), $shuffle::<$high>($a, $b));)*
+                };
+            }
+            let [v0, v1, v2, v3, v4, v5, v6, v7, v8, v9, v10, v11, v12, v13, v14, v15] = v;
+            // Lane i with i + 8.
+            fold!(_mm512_shuffle_f32x4, 0b01_00_01_00, 0b11_10_11_10: v0 v1 => a0, v2 v3 => a1, v4 v5 => a2,
+                v6 v7 => a3, v8 v9 => a4, v10 v11 => a5, v12 v13 => a6, v14 v15 => a7);
+            // With i + 4.
+            fold!(_mm512_shuffle_f32x4, 0b10_00_10_00, 0b11_01_11_01: a0 a1 => b0, a2 a3 => b1, a4 a5 => b2,
+                a6 a7 => b3);
+            // With i + 2.
+            fold!(_mm512_shuffle_ps, 0b01_00_01_00, 0b11_10_11_10: b0 b1 => c0, b2 b3 => c1);
+            // With i + 1. Lane l of 128-bit quarter q is now the sum of vector 4 l + q.
+            fold!(_mm512_shuffle_ps, 0b10_00_10_00, 0b11_01_11_01: c0 c1 => sums);
+            _mm512_permutexvar_ps(_mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), sums)
+        };
         max_lane(v: __m512) -> f32 = {
             let v = _mm256_max_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps::<1>(v));
             let v = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
@@ -102,6 +122,7 @@ impl Isa for Avx512 {
             _mm512_set1_epi32(x as i32),
             _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30),
         );
+        shr_by(v: __m512i, bits: u32) -> __m512i = _mm512_srl_epi32(v, _mm_cvtsi32_si128(bits as i32));
         splat_n(x: i32) -> __m512i = _mm512_set1_epi32(x);
         add_n(a: __m512i, b: __m512i) -> __m512i = _mm512_add_epi32(a, b);
         and(a: __m512i, b: __m512i) -> __m512i = _mm512_and_si512(a, b);
@@ -114,6 +135,17 @@ impl Isa for Avx512 {
         lookup(table: __m512, index: __m512i) -> __m512 = _mm512_permutexvar_ps(index, table);
     }
 
+    #[inline(always)]
+    fn spread8<const BITS: usize>(self, low: u32, high: u32) -> __m512i {
+        const { assert!(BITS <= 4) };
+        let b = BITS as i32;
+        // SAFETY: `self` is only made by `new`, which found every feature.
+        unsafe {
+            let words = _mm512_mask_set1_epi32(_mm512_set1_epi32(low as i32), 0xff00, high as i32);
+            let shifts = _mm256_setr_epi32(0, b, 2 * b, 3 * b, 4 * b, 5 * b, 6 * b, 7 * b);
+            _mm512_srlv_epi32(words, _mm512_broadcast_i32x8(shifts))
+        }
+    }
     #[inline(always)]
     fn shr<const K: i32>(self, v: __m512i) -> __m512i {
         // SAFETY: `self` is only made by `new`, which found every feature.
@@ -138,35 +170,4 @@ impl Isa for Avx512 {
         // SAFETY: a prefetch of any address is allowed.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(bytes.as_ptr().wrapping_add(offset).cast()) }
     }
-}
-
-/// Sixteen sums by transposing: each step folds two vectors into one, so that lanes add up in the order
-/// of [`Isa::sum`]: i with i+8, i+4, i+2, i+1.
-#[inline]
-#[target_feature(enable = "avx512f,avx512dq")]
-fn reduce16(v: [__m512; 16]) -> __m512 {
-    // Quarters of a, then of b: each is a sum of two.
-    let halves = |a, b| {
-        _mm512_add_ps(
-            _mm512_shuffle_f32x4::<0b01_00_01_00>(a, b),
-            _mm512_shuffle_f32x4::<0b11_10_11_10>(a, b),
-        )
-    };
-    let quarters = |a, b| {
-        _mm512_add_ps(
-            _mm512_shuffle_f32x4::<0b10_00_10_00>(a, b),
-            _mm512_shuffle_f32x4::<0b11_01_11_01>(a, b),
-        )
-    };
-    let pairs = |a, b| {
-        _mm512_add_ps(_mm512_shuffle_ps::<0b01_00_01_00>(a, b), _mm512_shuffle_ps::<0b11_10_11_10>(a, b))
-    };
-    let lanes = |a, b| {
-        _mm512_add_ps(_mm512_shuffle_ps::<0b10_00_10_00>(a, b), _mm512_shuffle_ps::<0b11_01_11_01>(a, b))
-    };
-    // In the result, 128-bit quarter q, lane l comes from the input 4 l + q.
-    let four = |i: usize| quarters(halves(v[i], v[i + 1]), halves(v[i + 2], v[i + 3]));
-    let sums = lanes(pairs(four(0), four(4)), pairs(four(8), four(12)));
-    let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    _mm512_permutexvar_ps(order, sums)
 }

@@ -25,7 +25,6 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
-mod half_precision;
 mod level;
 #[cfg(target_arch = "aarch64")]
 mod neon;
@@ -37,7 +36,6 @@ mod tests;
 pub use avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
 pub use avx512::Avx512;
-pub use half_precision::{bf16_to_f32, f16_to_f32};
 pub use level::Level;
 #[cfg(target_arch = "aarch64")]
 pub use neon::Neon;
@@ -70,6 +68,8 @@ pub trait Isa: Copy + Send + Sync + 'static {
     fn load(self, x: &[f32; 16]) -> Self::F;
     /// `out[i]` is lane i.
     fn store(self, v: Self::F, out: &mut [f32; 16]);
+    /// The value of an IEEE half-precision number.
+    fn f16(self, bits: u16) -> f32;
     /// Sixteen little-endian IEEE half-precision numbers.
     fn load_f16(self, x: &[u8; 32]) -> Self::F;
     /// The inverse of [`Isa::load_f16`], rounding to nearest even.
@@ -106,6 +106,9 @@ pub trait Isa: Copy + Send + Sync + 'static {
     fn spread1(self, x: u16) -> Self::N;
     /// Lane i is `x >> 2i`: two bits a lane (the higher bits are left in place).
     fn spread2(self, x: u32) -> Self::N;
+    /// Lane i is `low >> BITS * i`, and lane 8 + i is `high >> BITS * i`: up to four bits a lane (the higher
+    /// bits are left in place).
+    fn spread8<const BITS: usize>(self, low: u32, high: u32) -> Self::N;
     /// Every lane `x`.
     fn splat_n(self, x: i32) -> Self::N;
     /// `a + b`, wrapping.
@@ -118,6 +121,8 @@ pub trait Isa: Copy + Send + Sync + 'static {
     fn xor(self, a: Self::N, b: Self::N) -> Self::N;
     /// Logical shift right by `K` bits.
     fn shr<const K: i32>(self, v: Self::N) -> Self::N;
+    /// Logical shift right by `bits` bits, fewer than 32.
+    fn shr_by(self, v: Self::N, bits: u32) -> Self::N;
     /// Shift left by `K` bits.
     fn shl<const K: i32>(self, v: Self::N) -> Self::N;
     /// Signed integers to the nearest floats.

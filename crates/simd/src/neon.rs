@@ -3,7 +3,6 @@
 use crate::Isa;
 use std::arch::aarch64::*;
 use std::arch::asm;
-use std::array::from_fn;
 
 /// NEON, which every 64-bit Arm processor has.
 #[derive(Clone, Copy, Debug)]
@@ -13,6 +12,33 @@ pub struct Neon(());
 #[target_feature(enable = "neon")]
 fn run<R>(f: impl FnOnce() -> R) -> R {
     f()
+}
+
+/// The expression for each of the four registers.
+///
+/// An array's `map` and `from_fn` will not do: they are compiled without the instruction set, and so are
+/// the closures they call.
+macro_rules! each {
+    ($i:ident => $body:expr) => {
+        [
+            {
+                let $i: usize = 0;
+                $body
+            },
+            {
+                let $i: usize = 1;
+                $body
+            },
+            {
+                let $i: usize = 2;
+                $body
+            },
+            {
+                let $i: usize = 3;
+                $body
+            },
+        ]
+    };
 }
 
 /// Defines methods of [`Isa`] from intrinsics.
@@ -49,12 +75,17 @@ impl Isa for Neon {
 
     methods! {
         splat(x: f32) -> F = [vdupq_n_f32(x); 4];
-        load(x: &[f32; 16]) -> F = from_fn(|i| vld1q_f32(x.as_ptr().add(4 * i)));
+        load(x: &[f32; 16]) -> F = each!(i => vld1q_f32(x.as_ptr().add(4 * i)));
         store(v: F, out: &mut [f32; 16]) -> () =
             for (i, v) in v.into_iter().enumerate() {
                 vst1q_f32(out.as_mut_ptr().add(4 * i), v);
             };
-        load_f16(x: &[u8; 32]) -> F = from_fn(|i| {
+        f16(bits: u16) -> f32 = {
+            let single: f32;
+            asm!("fcvt {0:s}, {0:h}", inlateout(vreg) f32::from_bits(u32::from(bits)) => single, options(pure, nomem, nostack));
+            single
+        };
+        load_f16(x: &[u8; 32]) -> F = each!(i => {
             let half: uint16x4_t = vreinterpret_u16_u8(vld1_u8(x.as_ptr().add(8 * i)));
             let single: float32x4_t;
             // The intrinsic wants the unstable type `f16`.
@@ -67,35 +98,36 @@ impl Isa for Neon {
                 asm!("fcvtn {0:v}.4h, {1:v}.4s", out(vreg) half, in(vreg) single, options(pure, nomem, nostack));
                 vst1_u8(out.as_mut_ptr().add(8 * i), vreinterpret_u8_u16(half));
             };
-        load_bf16(x: &[u8; 32]) -> F = from_fn(|i| {
+        load_bf16(x: &[u8; 32]) -> F = each!(i => {
             let half = vreinterpret_u16_u8(vld1_u8(x.as_ptr().add(8 * i)));
             vreinterpretq_f32_u32(vshll_n_u16::<16>(half))
         });
 
-        add(a: F, b: F) -> F = from_fn(|i| vaddq_f32(a[i], b[i]));
-        sub(a: F, b: F) -> F = from_fn(|i| vsubq_f32(a[i], b[i]));
-        mul(a: F, b: F) -> F = from_fn(|i| vmulq_f32(a[i], b[i]));
-        div(a: F, b: F) -> F = from_fn(|i| vdivq_f32(a[i], b[i]));
-        fma(a: F, b: F, c: F) -> F = from_fn(|i| vfmaq_f32(c[i], a[i], b[i]));
+        add(a: F, b: F) -> F = each!(i => vaddq_f32(a[i], b[i]));
+        sub(a: F, b: F) -> F = each!(i => vsubq_f32(a[i], b[i]));
+        mul(a: F, b: F) -> F = each!(i => vmulq_f32(a[i], b[i]));
+        div(a: F, b: F) -> F = each!(i => vdivq_f32(a[i], b[i]));
+        fma(a: F, b: F, c: F) -> F = each!(i => vfmaq_f32(c[i], a[i], b[i]));
         // The instructions FMIN and FMAX would let a NaN win.
-        min(a: F, b: F) -> F = from_fn(|i| vbslq_f32(vcltq_f32(a[i], b[i]), a[i], b[i]));
-        max(a: F, b: F) -> F = from_fn(|i| vbslq_f32(vcgtq_f32(a[i], b[i]), a[i], b[i]));
+        min(a: F, b: F) -> F = each!(i => vbslq_f32(vcltq_f32(a[i], b[i]), a[i], b[i]));
+        max(a: F, b: F) -> F = each!(i => vbslq_f32(vcgtq_f32(a[i], b[i]), a[i], b[i]));
         sum(v: F) -> f32 = {
             let v = vaddq_f32(vaddq_f32(v[0], v[2]), vaddq_f32(v[1], v[3]));
             let v = vadd_f32(vget_low_f32(v), vget_high_f32(v));
             vget_lane_f32::<0>(v) + vget_lane_f32::<1>(v)
         };
-        reduce16(v: [F; 16]) -> F = from_fn(|q| {
+        reduce16(v: [F; 16]) -> F = each!(q => {
             // Lane l of quarter q is the sum of vector 4 q + l, added in the order of `sum`.
-            let quarters = |i: usize| vaddq_f32(vaddq_f32(v[i][0], v[i][2]), vaddq_f32(v[i][1], v[i][3]));
-            let pairs = |a: float32x4_t, b: float32x4_t| {
-                let (a, b) = (vreinterpretq_f64_f32(a), vreinterpretq_f64_f32(b));
-                vaddq_f32(vreinterpretq_f32_f64(vzip1q_f64(a, b)), vreinterpretq_f32_f64(vzip2q_f64(a, b)))
-            };
-            vpaddq_f32(
-                pairs(quarters(4 * q), quarters(4 * q + 1)),
-                pairs(quarters(4 * q + 2), quarters(4 * q + 3)),
-            )
+            macro_rules! quarter {
+                ($i:expr) => { vaddq_f32(vaddq_f32(v[$i][0], v[$i][2]), vaddq_f32(v[$i][1], v[$i][3])) };
+            }
+            macro_rules! two {
+                ($i:expr) => {{
+                    let (a, b) = (vreinterpretq_f64_f32(quarter!($i)), vreinterpretq_f64_f32(quarter!($i + 1)));
+                    vaddq_f32(vreinterpretq_f32_f64(vzip1q_f64(a, b)), vreinterpretq_f32_f64(vzip2q_f64(a, b)))
+                }};
+            }
+            vpaddq_f32(two!(4 * q), two!(4 * q + 2))
         });
         max_lane(v: F) -> f32 = vmaxvq_f32(vmaxq_f32(vmaxq_f32(v[0], v[2]), vmaxq_f32(v[1], v[3])));
 
@@ -123,28 +155,33 @@ impl Isa for Neon {
         widen_i8(x: &[u8; 16]) -> N = {
             let x = vld1q_s8(x.as_ptr().cast());
             let (low, high) = (vmovl_s8(vget_low_s8(x)), vmovl_high_s8(x));
-            [vmovl_s16(vget_low_s16(low)), vmovl_high_s16(low), vmovl_s16(vget_low_s16(high)), vmovl_high_s16(high)]
-                .map(|x| vreinterpretq_u32_s32(x))
+            [
+                vreinterpretq_u32_s32(vmovl_s16(vget_low_s16(low))),
+                vreinterpretq_u32_s32(vmovl_high_s16(low)),
+                vreinterpretq_u32_s32(vmovl_s16(vget_low_s16(high))),
+                vreinterpretq_u32_s32(vmovl_high_s16(high)),
+            ]
         };
-        spread1(x: u16) -> N = from_fn(|i| {
+        spread1(x: u16) -> N = each!(i => {
             let i = i as i32;
             let shifts = vld1q_s32([-4 * i, -4 * i - 1, -4 * i - 2, -4 * i - 3].as_ptr());
             vshlq_u32(vdupq_n_u32(u32::from(x)), shifts)
         });
-        spread2(x: u32) -> N = from_fn(|i| {
+        spread2(x: u32) -> N = each!(i => {
             let i = i as i32;
             let shifts = vld1q_s32([-8 * i, -8 * i - 2, -8 * i - 4, -8 * i - 6].as_ptr());
             vshlq_u32(vdupq_n_u32(x), shifts)
         });
+        shr_by(v: N, bits: u32) -> N = each!(i => vshlq_u32(v[i], vdupq_n_s32(-(bits as i32))));
         splat_n(x: i32) -> N = [vdupq_n_u32(x as u32); 4];
-        add_n(a: N, b: N) -> N = from_fn(|i| vaddq_u32(a[i], b[i]));
-        and(a: N, b: N) -> N = from_fn(|i| vandq_u32(a[i], b[i]));
-        or(a: N, b: N) -> N = from_fn(|i| vorrq_u32(a[i], b[i]));
-        xor(a: N, b: N) -> N = from_fn(|i| veorq_u32(a[i], b[i]));
-        to_f32(v: N) -> F = v.map(|v| vcvtq_f32_s32(vreinterpretq_s32_u32(v)));
-        round(v: F) -> N = v.map(|v| vreinterpretq_u32_s32(vcvtnq_s32_f32(v)));
-        from_bits(v: N) -> F = v.map(|v| vreinterpretq_f32_u32(v));
-        to_bits(v: F) -> N = v.map(|v| vreinterpretq_u32_f32(v));
+        add_n(a: N, b: N) -> N = each!(i => vaddq_u32(a[i], b[i]));
+        and(a: N, b: N) -> N = each!(i => vandq_u32(a[i], b[i]));
+        or(a: N, b: N) -> N = each!(i => vorrq_u32(a[i], b[i]));
+        xor(a: N, b: N) -> N = each!(i => veorq_u32(a[i], b[i]));
+        to_f32(v: N) -> F = each!(i => vcvtq_f32_s32(vreinterpretq_s32_u32(v[i])));
+        round(v: F) -> N = each!(i => vreinterpretq_u32_s32(vcvtnq_s32_f32(v[i])));
+        from_bits(v: N) -> F = each!(i => vreinterpretq_f32_u32(v[i]));
+        to_bits(v: F) -> N = each!(i => vreinterpretq_u32_f32(v[i]));
         lookup(table: F, index: N) -> F = {
             let table = uint8x16x4_t(
                 vreinterpretq_u8_f32(table[0]),
@@ -152,24 +189,35 @@ impl Isa for Neon {
                 vreinterpretq_u8_f32(table[2]),
                 vreinterpretq_u8_f32(table[3]),
             );
-            index.map(|i| {
-                // The index of each of the four bytes of the float: 4 i, 4 i + 1, 4 i + 2, 4 i + 3.
-                let i = vandq_u32(i, vdupq_n_u32(15));
-                let bytes = vmlaq_u32(vdupq_n_u32(0x0302_0100), i, vdupq_n_u32(0x0404_0404));
+            each!(i => {
+                // The index of each of the four bytes of the float: 4 n, 4 n + 1, 4 n + 2, 4 n + 3.
+                let n = vandq_u32(index[i], vdupq_n_u32(15));
+                let bytes = vmlaq_u32(vdupq_n_u32(0x0302_0100), n, vdupq_n_u32(0x0404_0404));
                 vreinterpretq_f32_u8(vqtbl4q_u8(table, vreinterpretq_u8_u32(bytes)))
             })
         };
     }
 
     #[inline(always)]
+    fn spread8<const BITS: usize>(self, low: u32, high: u32) -> N {
+        const { assert!(BITS <= 4) };
+        each!(i => {
+            let first = -((i % 2 * 4 * BITS) as i32);
+            let b = BITS as i32;
+            let shifts = [first, first - b, first - 2 * b, first - 3 * b];
+            // SAFETY: `self` is only made by `new`, which found the feature.
+            unsafe { vshlq_u32(vdupq_n_u32([low, high][i / 2]), vld1q_s32(shifts.as_ptr())) }
+        })
+    }
+    #[inline(always)]
     fn shr<const K: i32>(self, v: N) -> N {
         // SAFETY: `self` is only made by `new`, which found the feature.
-        v.map(|v| unsafe { vshlq_u32(v, vdupq_n_s32(-K)) })
+        unsafe { each!(i => vshlq_u32(v[i], vdupq_n_s32(-K))) }
     }
     #[inline(always)]
     fn shl<const K: i32>(self, v: N) -> N {
         // SAFETY: as above.
-        v.map(|v| unsafe { vshlq_u32(v, vdupq_n_s32(K)) })
+        unsafe { each!(i => vshlq_u32(v[i], vdupq_n_s32(K))) }
     }
     #[inline(always)]
     fn gather<const L: usize>(self, table: &[f32; L], index: N) -> F {

@@ -36,6 +36,10 @@ impl Isa for Scalar {
         *out = v;
     }
     #[inline(always)]
+    fn f16(self, bits: u16) -> f32 {
+        f16::from_bits(bits).to_f32()
+    }
+    #[inline(always)]
     fn load_f16(self, x: &[u8; 32]) -> [f32; 16] {
         from_fn(|i| f16::from_le_bytes([x[2 * i], x[2 * i + 1]]).to_f32())
     }
@@ -113,6 +117,10 @@ impl Isa for Scalar {
         from_fn(|i| (x >> (2 * i)) as i32)
     }
     #[inline(always)]
+    fn spread8<const BITS: usize>(self, low: u32, high: u32) -> [i32; 16] {
+        from_fn(|i| ([low, high][i / 8] >> (BITS * (i % 8))) as i32)
+    }
+    #[inline(always)]
     fn splat_n(self, x: i32) -> [i32; 16] {
         [x; 16]
     }
@@ -135,6 +143,10 @@ impl Isa for Scalar {
     #[inline(always)]
     fn shr<const K: i32>(self, v: [i32; 16]) -> [i32; 16] {
         v.map(|x| (x as u32 >> K) as i32)
+    }
+    #[inline(always)]
+    fn shr_by(self, v: [i32; 16], bits: u32) -> [i32; 16] {
+        v.map(|x| (x as u32 >> bits) as i32)
     }
     #[inline(always)]
     fn shl<const K: i32>(self, v: [i32; 16]) -> [i32; 16] {

@@ -105,6 +105,9 @@ fn agrees_with_scalar<I: Isa>(isa: I) {
         let x = random.bits() as u32;
         check("spread1", lanes(isa, isa.spread1(x as u16)), bits(Scalar.spread1(x as u16)));
         check("spread2", lanes(isa, isa.spread2(x)), bits(Scalar.spread2(x)));
+        let (low, high) = (x, random.bits() as u32);
+        check("spread8::<3>", lanes(isa, isa.spread8::<3>(low, high)), bits(Scalar.spread8::<3>(low, high)));
+        check("spread8::<4>", lanes(isa, isa.spread8::<4>(low, high)), bits(Scalar.spread8::<4>(low, high)));
 
         let (m, n) = (random.integers(), random.integers());
         let (vm, vn) = (integers(isa, m), integers(isa, n));
@@ -115,6 +118,7 @@ fn agrees_with_scalar<I: Isa>(isa: I) {
         check("xor", lanes(isa, isa.xor(vm, vn)), bits(Scalar.xor(m, n)));
         check("shr", lanes(isa, isa.shr::<5>(vm)), bits(Scalar.shr::<5>(m)));
         check("shr by 0", lanes(isa, isa.shr::<0>(vm)), bits(m));
+        check("shr_by", lanes(isa, isa.shr_by(vm, x % 32)), bits(Scalar.shr_by(m, x % 32)));
         check("shl", lanes(isa, isa.shl::<23>(vm)), bits(Scalar.shl::<23>(m)));
         check("to_f32", unload(isa.to_f32(vm)), Scalar.to_f32(m));
         let small = rows[1].map(|x| x * 1.5);
@@ -135,9 +139,17 @@ fn agrees_with_scalar<I: Isa>(isa: I) {
     }
 }
 
+#[inline(always)]
+fn half_precision_agrees_with_scalar<I: Isa>(isa: I) {
+    for x in 0..=u16::MAX {
+        check("f16", [isa.f16(x); 16], [Scalar.f16(x); 16]);
+    }
+}
+
 #[test]
 fn every_instruction_set_agrees_with_scalar() {
     for level in Level::all_available() {
         dispatch!(level, |isa| isa.run(|| agrees_with_scalar(isa)));
+        dispatch!(level, |isa| isa.run(|| half_precision_agrees_with_scalar(isa)));
     }
 }

@@ -32,7 +32,7 @@ impl Format for Turbo4Published {
         }
     }
 
-    fn affine(block: &[u8], _: usize) -> (f32, f32) {
+    fn affine<I: Isa>(_: I, block: &[u8], _: usize) -> (f32, f32) {
         (read_f16(block, 0), 0.0)
     }
 

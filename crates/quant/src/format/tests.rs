@@ -1,7 +1,7 @@
 use super::*;
 use crate::rotate::{GROUP_MAX, Head, Pcg64};
 use proptest::prelude::*;
-use torque_simd::Scalar;
+use torque_simd::{Scalar, dispatch};
 
 /// Calls `$check::<F>()` for every format of the list.
 macro_rules! for_every_format {
@@ -84,10 +84,15 @@ fn check_affine_and_codes<F: Format>() {
             }
             let mut seen = Vec::new();
             for i in 0..values / 16 {
-                let (scale, shift) = F::affine(&block, i);
+                let (scale, shift) = F::affine(Scalar, &block, i);
                 assert!(F::SHIFTED || shift == 0.0, "{}", F::NAME);
                 let group = F::GROUP.min(values) / 16;
-                assert_eq!((scale, shift), F::affine(&block, i / group * group), "{}: GROUP", F::NAME);
+                assert_eq!(
+                    (scale, shift),
+                    F::affine(Scalar, &block, i / group * group),
+                    "{}: GROUP",
+                    F::NAME
+                );
                 seen.extend(F::codes(Scalar, &block, i).map(|code| scale * code + shift));
             }
             if F::ROTATION == Rotation::Block32 {
@@ -108,6 +113,33 @@ fn check_affine_and_codes<F: Format>() {
 #[test]
 fn affine_and_codes_agree_with_decode() {
     for_every_format!(check_affine_and_codes);
+}
+
+/// All groups at once are the groups one by one, on every instruction set.
+fn check_affines<F: Format>() {
+    #[inline(always)]
+    fn check<F: Format>(isa: impl Isa, block: &[u8]) {
+        let (mut scales, mut shifts) = ([0.0; 16], [0.0; 16]);
+        F::affines(isa, block, &mut scales, &mut shifts);
+        for g in 0..F::BLOCK / F::GROUP {
+            let (scale, shift) = F::affine(Scalar, block, g * F::GROUP / 16);
+            let same = |a: f32, b: f32| a == b || a.is_nan() && b.is_nan();
+            assert!(same(scales[g], scale), "{} [{g}]: {} {scale}", F::NAME, scales[g]);
+            assert!(same(shifts[g], shift), "{} [{g}]: {} {shift}", F::NAME, shifts[g]);
+        }
+    }
+    let mut random = random(4);
+    for _ in 0..100 {
+        let block: Vec<u8> = (0..F::BYTES).map(|_| random() as u8).collect();
+        for level in Level::all_available() {
+            dispatch!(level, |isa| isa.run(|| check::<F>(isa, &block)));
+        }
+    }
+}
+
+#[test]
+fn all_groups_at_once_are_the_groups_one_by_one() {
+    for_every_format!(check_affines);
 }
 
 /// The error of a format does not depend on the size of the head.

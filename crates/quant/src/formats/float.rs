@@ -38,7 +38,7 @@ impl Format for F32 {
     }
 
     #[inline(always)]
-    fn affine(_: &[u8], _: usize) -> (f32, f32) {
+    fn affine<I: Isa>(_: I, _: &[u8], _: usize) -> (f32, f32) {
         (1.0, 0.0)
     }
 
@@ -73,7 +73,7 @@ impl Format for F16 {
     }
 
     #[inline(always)]
-    fn affine(_: &[u8], _: usize) -> (f32, f32) {
+    fn affine<I: Isa>(_: I, _: &[u8], _: usize) -> (f32, f32) {
         (1.0, 0.0)
     }
 
@@ -106,7 +106,7 @@ impl Format for Bf16 {
     }
 
     #[inline(always)]
-    fn affine(_: &[u8], _: usize) -> (f32, f32) {
+    fn affine<I: Isa>(_: I, _: &[u8], _: usize) -> (f32, f32) {
         (1.0, 0.0)
     }
 

@@ -9,9 +9,9 @@
 //! ```
 
 use super::fit::{EPSILON, nearest};
-use super::{extreme, field, inverse, pack_nibbles, read_f16, unpack_nibble, write_f16};
+use super::{extreme, f16_at, field, inverse, pack_nibbles, read_f16, unpack_nibble, word, write_f16};
 use crate::format::Format;
-use torque_simd::Isa;
+use torque_simd::{Isa, Scalar};
 
 /// 4.5 bits.
 pub struct Iq4Nl;
@@ -100,8 +100,8 @@ impl Format for Iq4Nl {
     }
 
     #[inline(always)]
-    fn affine(block: &[u8], _: usize) -> (f32, f32) {
-        (read_f16(block, 0), 0.0)
+    fn affine<I: Isa>(isa: I, block: &[u8], _: usize) -> (f32, f32) {
+        (f16_at(isa, block, 0), 0.0)
     }
 
     #[inline(always)]
@@ -140,7 +140,7 @@ impl Format for Iq4Xs {
 
     fn decode(block: &[u8], y: &mut [f32]) {
         for (j, y) in y.chunks_mut(32).enumerate() {
-            let (scale, _) = Iq4Xs::affine(block, 2 * j);
+            let (scale, _) = Iq4Xs::affine(Scalar, block, 2 * j);
             for (i, y) in y.iter_mut().enumerate() {
                 *y = scale * LEVELS[usize::from(unpack_nibble(&block[8 + 16 * j..], i))];
             }
@@ -148,11 +148,19 @@ impl Format for Iq4Xs {
     }
 
     #[inline(always)]
-    fn affine(block: &[u8], i: usize) -> (f32, f32) {
+    fn affine<I: Isa>(isa: I, block: &[u8], i: usize) -> (f32, f32) {
         let j = i / 2;
         let high = block[2 + j / 4] >> (j % 4 * 2) & 3;
         let low = block[4 + j / 2] >> (j % 2 * 4) & 15;
-        (read_f16(block, 0) * f32::from((low | high << 4) as i8 - 32), 0.0)
+        (f16_at(isa, block, 0) * f32::from((low | high << 4) as i8 - 32), 0.0)
+    }
+
+    #[inline(always)]
+    fn affines<I: Isa>(isa: I, block: &[u8], scales: &mut [f32; 16], _: &mut [f32; 16]) {
+        let low = isa.and(isa.spread8::<4>(word(block, 4), 0), isa.splat_n(15));
+        let high = isa.and(isa.spread2(word(block, 2) & 0xffff), isa.splat_n(3));
+        let integers = isa.add_n(isa.or(low, isa.shl::<4>(high)), isa.splat_n(-32));
+        isa.store(isa.mul(isa.splat(f16_at(isa, block, 0)), isa.to_f32(integers)), scales);
     }
 
     #[inline(always)]

@@ -31,19 +31,8 @@ pub use turbo::{Turbo2, Turbo3, Turbo4, Turbo8};
 use torque_simd::Isa;
 
 /// The half-precision number at a byte offset.
-///
-/// Selects instead of branches, and no call: kernels read a scale for every block.
-#[inline(always)]
 pub(crate) fn read_f16(block: &[u8], offset: usize) -> f32 {
-    const REBIAS: u32 = 112 << 23;
-    let bits = u16::from_le_bytes([block[offset], block[offset + 1]]);
-    let magnitude = u32::from(bits & 0x7FFF);
-    let normal = (magnitude << 13) + REBIAS;
-    let infinite = normal + REBIAS;
-    let subnormal = (magnitude as f32 * (1.0 / 16_777_216.0)).to_bits();
-    let value = if magnitude >= 0x7C00 { infinite } else { normal };
-    let value = if magnitude < 0x0400 { subnormal } else { value };
-    f32::from_bits(value | u32::from(bits & 0x8000) << 16)
+    half::f16::from_le_bytes([block[offset], block[offset + 1]]).to_f32()
 }
 
 /// Stores a number in half precision, rounding to nearest even, and returns what was stored.
@@ -59,16 +48,22 @@ fn bytes16(block: &[u8], offset: usize) -> &[u8; 16] {
     block[offset..].first_chunk().expect("a block is as long as its format says")
 }
 
+/// The half-precision number at a byte offset, as kernels read it for every block.
+#[inline(always)]
+fn f16_at<I: Isa>(isa: I, block: &[u8], offset: usize) -> f32 {
+    isa.f16(u16::from_le_bytes([block[offset], block[offset + 1]]))
+}
+
+/// The little-endian word at an offset.
+#[inline(always)]
+fn word(block: &[u8], offset: usize) -> u32 {
+    u32::from_le_bytes(*block[offset..].first_chunk().expect("a block is as long as its format says"))
+}
+
 /// Lane l is byte l of the sixteen at `offset`, shifted right by `shift` bits and cut to the bits of `mask`.
 #[inline(always)]
 fn field<I: Isa>(isa: I, block: &[u8], offset: usize, shift: usize, mask: i32) -> I::N {
-    let (words, _) = bytes16(block, offset).as_chunks::<8>();
-    // Bits that cross from the next byte land above the mask.
-    let [low, high] = [words[0], words[1]].map(|w| (u64::from_le_bytes(w) >> shift).to_le_bytes());
-    let mut bytes = [0; 16];
-    bytes[..8].copy_from_slice(&low);
-    bytes[8..].copy_from_slice(&high);
-    isa.and(isa.widen_u8(&bytes), isa.splat_n(mask))
+    isa.and(isa.shr_by(isa.widen_u8(bytes16(block, offset)), shift as u32), isa.splat_n(mask))
 }
 
 /// The value of largest magnitude, sign and all: the first of equals, and zero if there is none.

@@ -50,7 +50,7 @@ impl Format for Mxfp4 {
     }
 
     #[inline(always)]
-    fn affine(block: &[u8], _: usize) -> (f32, f32) {
+    fn affine<I: Isa>(_: I, block: &[u8], _: usize) -> (f32, f32) {
         (half_scale(block[0]), 0.0)
     }
 

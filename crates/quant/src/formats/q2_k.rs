@@ -7,9 +7,9 @@
 //! ```
 
 use super::fit::{Affine, AffineSearch, fit_affine, nearest};
-use super::{field, read_f16, write_f16};
+use super::{f16_at, field, write_f16};
 use crate::format::Format;
-use torque_simd::Isa;
+use torque_simd::{Isa, Scalar};
 
 /// 2.625 bits.
 pub struct Q2K;
@@ -56,7 +56,7 @@ impl Format for Q2K {
         write_f16(block, 80, max_scale / 15.0);
         write_f16(block, 82, max_min / 15.0);
         for (i, fit) in fits.iter_mut().enumerate() {
-            let (scale, shift) = Q2K::affine(block, i);
+            let (scale, shift) = Q2K::affine(Scalar, block, i);
             if scale != 0.0 {
                 fit.codes = x[i].map(|x| nearest((x - shift) / scale).clamp(0, 3) as u8);
             }
@@ -66,15 +66,22 @@ impl Format for Q2K {
 
     fn decode(block: &[u8], y: &mut [f32]) {
         for (i, y) in y.iter_mut().enumerate() {
-            let (scale, shift) = Q2K::affine(block, i / 16);
+            let (scale, shift) = Q2K::affine(Scalar, block, i / 16);
             *y = scale * f32::from(unpack_pair(&block[16..80], i)) + shift;
         }
     }
 
     #[inline(always)]
-    fn affine(block: &[u8], i: usize) -> (f32, f32) {
+    fn affine<I: Isa>(isa: I, block: &[u8], i: usize) -> (f32, f32) {
         let (scale, min) = (f32::from(block[i] & 15), f32::from(block[i] >> 4));
-        (read_f16(block, 80) * scale, -(read_f16(block, 82) * min))
+        (f16_at(isa, block, 80) * scale, -(f16_at(isa, block, 82) * min))
+    }
+
+    #[inline(always)]
+    fn affines<I: Isa>(isa: I, block: &[u8], scales: &mut [f32; 16], shifts: &mut [f32; 16]) {
+        let (d, min) = (isa.splat(f16_at(isa, block, 80)), isa.splat(-f16_at(isa, block, 82)));
+        isa.store(isa.mul(d, isa.to_f32(field(isa, block, 0, 0, 15))), scales);
+        isa.store(isa.mul(min, isa.to_f32(field(isa, block, 0, 4, 15))), shifts);
     }
 
     #[inline(always)]

@@ -10,9 +10,9 @@
 
 use super::fit::{fit_symmetric_by_descent, nearest};
 use super::q2_k::{pack_pairs, pairs, unpack_pair};
-use super::{field, read_f16, write_f16};
+use super::{f16_at, field, word, write_f16};
 use crate::format::Format;
-use torque_simd::Isa;
+use torque_simd::{Isa, Scalar};
 
 /// 3.4375 bits.
 pub struct Q3K;
@@ -40,7 +40,7 @@ impl Format for Q3K {
             write_f16(block, 108, 1.0 / inverse);
         }
         for (i, fit) in fits.iter_mut().enumerate() {
-            let (scale, _) = Q3K::affine(block, i);
+            let (scale, _) = Q3K::affine(Scalar, block, i);
             if scale != 0.0 {
                 fit.codes = x[i].map(|x| (nearest(x / scale).clamp(-4, 3) + 4) as u8);
             }
@@ -56,15 +56,27 @@ impl Format for Q3K {
         for (i, y) in y.iter_mut().enumerate() {
             let high = block[i % 32] >> (i / 32) & 1;
             let code = unpack_pair(&block[32..96], i) | high << 2;
-            *y = Q3K::affine(block, i / 16).0 * f32::from(code as i8 - 4);
+            *y = Q3K::affine(Scalar, block, i / 16).0 * f32::from(code as i8 - 4);
         }
     }
 
     #[inline(always)]
-    fn affine(block: &[u8], i: usize) -> (f32, f32) {
+    fn affine<I: Isa>(isa: I, block: &[u8], i: usize) -> (f32, f32) {
         let low = block[96 + i % 8] >> (i / 8 * 4) & 15;
         let high = block[104 + i % 4] >> (i / 4 * 2) & 3;
-        (read_f16(block, 108) * f32::from((low | high << 4) as i8 - 32), 0.0)
+        (f16_at(isa, block, 108) * f32::from((low | high << 4) as i8 - 32), 0.0)
+    }
+
+    #[inline(always)]
+    fn affines<I: Isa>(isa: I, block: &[u8], scales: &mut [f32; 16], _: &mut [f32; 16]) {
+        let [a, b, high] = [96, 100, 104].map(|offset| word(block, offset));
+        // Four scales a word: nibbles of a and b, and pairs of bits above them.
+        let words = [(a, high << 4), (b, high << 2), (a >> 4, high), (b >> 4, high >> 2)]
+            .map(|(four, two)| four & 0x0f0f_0f0f | two & 0x3030_3030);
+        let mut bytes = [0; 16];
+        bytes.as_chunks_mut().0.iter_mut().zip(words).for_each(|(bytes, word)| *bytes = word.to_le_bytes());
+        let integers = isa.to_f32(isa.add_n(isa.widen_u8(&bytes), isa.splat_n(-32)));
+        isa.store(isa.mul(isa.splat(f16_at(isa, block, 108)), integers), scales);
     }
 
     #[inline(always)]

@@ -6,7 +6,7 @@
 //! qs[j]: value j in the low nibble, value j + 16 in the high one
 //! ```
 
-use super::{extreme, field, inverse, pack_nibbles, read_f16, span, unpack_nibble, write_f16};
+use super::{extreme, f16_at, field, inverse, pack_nibbles, read_f16, span, unpack_nibble, write_f16};
 use crate::format::Format;
 use torque_simd::Isa;
 
@@ -41,8 +41,8 @@ impl Format for Q4_0 {
     }
 
     #[inline(always)]
-    fn affine(block: &[u8], _: usize) -> (f32, f32) {
-        (read_f16(block, 0), 0.0)
+    fn affine<I: Isa>(isa: I, block: &[u8], _: usize) -> (f32, f32) {
+        (f16_at(isa, block, 0), 0.0)
     }
 
     #[inline(always)]
@@ -77,8 +77,8 @@ impl Format for Q4_1 {
     }
 
     #[inline(always)]
-    fn affine(block: &[u8], _: usize) -> (f32, f32) {
-        (read_f16(block, 0), read_f16(block, 2))
+    fn affine<I: Isa>(isa: I, block: &[u8], _: usize) -> (f32, f32) {
+        (f16_at(isa, block, 0), f16_at(isa, block, 2))
     }
 
     #[inline(always)]

@@ -11,7 +11,7 @@
 //! ```
 
 use super::fit::{Affine, AffineSearch, fit_affine, nearest};
-use super::{field, read_f16, write_f16};
+use super::{f16_at, field, read_f16, word, write_f16};
 use crate::format::Format;
 use torque_simd::Isa;
 
@@ -48,6 +48,21 @@ fn put_six_bits(scales: &mut [u8], j: usize, scale: u8, min: u8) {
 fn sub_block(block: &[u8], j: usize) -> (f32, f32) {
     let (scale, min) = six_bits(&block[4..16], j);
     (read_f16(block, 0) * f32::from(scale), -(read_f16(block, 2) * f32::from(min)))
+}
+
+/// Scales and shifts of all sub-blocks: [`six_bits`] on four bytes at a time.
+#[inline(always)]
+fn sub_blocks<I: Isa>(isa: I, block: &[u8], scales: &mut [f32; 16], shifts: &mut [f32; 16]) {
+    let [a, b, c] = [4, 8, 12].map(|offset| word(block, offset));
+    let low = |x: u32| x & 0x3f3f_3f3f;
+    let high = |four: u32, two: u32| four & 0x0f0f_0f0f | two >> 2 & 0x3030_3030;
+    let lanes = |first: u32, last: u32| {
+        let bytes = u128::from(u64::from(last) << 32 | u64::from(first)).to_le_bytes();
+        isa.to_f32(isa.widen_u8(&bytes))
+    };
+    let (d, min) = (f16_at(isa, block, 0), f16_at(isa, block, 2));
+    isa.store(isa.mul(isa.splat(d), lanes(low(a), high(c, a))), scales);
+    isa.store(isa.mul(isa.splat(-min), lanes(low(b), high(c >> 4, b))), shifts);
 }
 
 /// Encodes scales and minimums, and returns the codes.
@@ -119,8 +134,13 @@ impl Format for Q4K {
     }
 
     #[inline(always)]
-    fn affine(block: &[u8], i: usize) -> (f32, f32) {
+    fn affine<I: Isa>(_: I, block: &[u8], i: usize) -> (f32, f32) {
         sub_block(block, i / 2)
+    }
+
+    #[inline(always)]
+    fn affines<I: Isa>(isa: I, block: &[u8], scales: &mut [f32; 16], shifts: &mut [f32; 16]) {
+        sub_blocks(isa, block, scales, shifts);
     }
 
     #[inline(always)]
@@ -155,8 +175,13 @@ impl Format for Q5K {
     }
 
     #[inline(always)]
-    fn affine(block: &[u8], i: usize) -> (f32, f32) {
+    fn affine<I: Isa>(_: I, block: &[u8], i: usize) -> (f32, f32) {
         sub_block(block, i / 2)
+    }
+
+    #[inline(always)]
+    fn affines<I: Isa>(isa: I, block: &[u8], scales: &mut [f32; 16], shifts: &mut [f32; 16]) {
+        sub_blocks(isa, block, scales, shifts);
     }
 
     #[inline(always)]

@@ -7,7 +7,7 @@
 //! qh: the fifth bit of value i at bit i
 //! ```
 
-use super::{extreme, field, inverse, pack_nibbles, read_f16, span, unpack_nibble, write_f16};
+use super::{extreme, f16_at, field, inverse, pack_nibbles, read_f16, span, unpack_nibble, write_f16};
 use crate::format::Format;
 use torque_simd::Isa;
 
@@ -63,8 +63,8 @@ impl Format for Q5_0 {
     }
 
     #[inline(always)]
-    fn affine(block: &[u8], _: usize) -> (f32, f32) {
-        (read_f16(block, 0), 0.0)
+    fn affine<I: Isa>(isa: I, block: &[u8], _: usize) -> (f32, f32) {
+        (f16_at(isa, block, 0), 0.0)
     }
 
     #[inline(always)]
@@ -99,8 +99,8 @@ impl Format for Q5_1 {
     }
 
     #[inline(always)]
-    fn affine(block: &[u8], _: usize) -> (f32, f32) {
-        (read_f16(block, 0), read_f16(block, 2))
+    fn affine<I: Isa>(isa: I, block: &[u8], _: usize) -> (f32, f32) {
+        (f16_at(isa, block, 0), f16_at(isa, block, 2))
     }
 
     #[inline(always)]

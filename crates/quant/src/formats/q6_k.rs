@@ -9,9 +9,9 @@
 
 use super::fit::{EPSILON, fit_symmetric, nearest};
 use super::q2_k::{pack_pairs, pairs, unpack_pair};
-use super::{field, read_f16, write_f16};
+use super::{bytes16, f16_at, field, write_f16};
 use crate::format::Format;
-use torque_simd::Isa;
+use torque_simd::{Isa, Scalar};
 
 /// 6.5625 bits.
 pub struct Q6K;
@@ -43,7 +43,7 @@ impl Format for Q6K {
         write_f16(block, 208, 1.0 / inverse);
         for (j, fit) in fits.iter_mut().enumerate() {
             block[192 + j] = nearest(inverse * fit.scale).clamp(-128, 127) as i8 as u8;
-            let (scale, _) = Q6K::affine(block, j);
+            let (scale, _) = Q6K::affine(Scalar, block, j);
             if scale != 0.0 {
                 fit.codes = x[j].map(|x| (nearest(x / scale).clamp(-32, 31) + 32) as u8);
             }
@@ -60,13 +60,19 @@ impl Format for Q6K {
         for (i, y) in y.iter_mut().enumerate() {
             let (byte, shift) = low_bits(i);
             let code = block[byte] >> shift & 15 | unpack_pair(&block[128..192], i) << 4;
-            *y = Q6K::affine(block, i / 16).0 * f32::from(code as i8 - 32);
+            *y = Q6K::affine(Scalar, block, i / 16).0 * f32::from(code as i8 - 32);
         }
     }
 
     #[inline(always)]
-    fn affine(block: &[u8], i: usize) -> (f32, f32) {
-        (read_f16(block, 208) * f32::from(block[192 + i] as i8), 0.0)
+    fn affine<I: Isa>(isa: I, block: &[u8], i: usize) -> (f32, f32) {
+        (f16_at(isa, block, 208) * f32::from(block[192 + i] as i8), 0.0)
+    }
+
+    #[inline(always)]
+    fn affines<I: Isa>(isa: I, block: &[u8], scales: &mut [f32; 16], _: &mut [f32; 16]) {
+        let integers = isa.to_f32(isa.widen_i8(bytes16(block, 192)));
+        isa.store(isa.mul(isa.splat(f16_at(isa, block, 208)), integers), scales);
     }
 
     #[inline(always)]

@@ -5,7 +5,7 @@
 //! 2..34 q[32] i8       value i = d · q[i]
 //! ```
 
-use super::{bytes16, inverse, read_f16, write_f16};
+use super::{bytes16, f16_at, inverse, read_f16, write_f16};
 use crate::format::Format;
 use torque_simd::Isa;
 
@@ -40,8 +40,8 @@ impl Format for Q8_0 {
     }
 
     #[inline(always)]
-    fn affine(block: &[u8], _: usize) -> (f32, f32) {
-        (read_f16(block, 0), 0.0)
+    fn affine<I: Isa>(isa: I, block: &[u8], _: usize) -> (f32, f32) {
+        (f16_at(isa, block, 0), 0.0)
     }
 
     #[inline(always)]

@@ -9,7 +9,7 @@
 //! `scale · level` is the rotated weight ([`crate::rotate::block32_forward`]). `decode` rotates back;
 //! kernels rotate the activations instead.
 
-use super::{read_f16, write_f16};
+use super::{f16_at, read_f16, word, write_f16};
 use crate::codebook::{Codebook, TQ3, TQ4};
 use crate::format::{Format, Rotation};
 use crate::rotate;
@@ -115,18 +115,17 @@ impl Format for Tq3_1s {
     }
 
     #[inline(always)]
-    fn affine(block: &[u8], i: usize) -> (f32, f32) {
-        (read_f16(block, 2 * i), 0.0)
+    fn affine<I: Isa>(isa: I, block: &[u8], i: usize) -> (f32, f32) {
+        (f16_at(isa, block, 2 * i), 0.0)
     }
 
     #[inline(always)]
     fn codes<I: Isa>(isa: I, block: &[u8], i: usize) -> I::F {
         const LEVELS: [f32; 16] = TQ3.lanes();
         let [a, b, c, d, e, f]: [u8; 6] = *block[4 + 6 * i..].first_chunk().expect("sixteen values");
-        let eights = [u32::from_le_bytes([a, b, c, 0]), u32::from_le_bytes([d, e, f, 0])];
-        // The table repeats after eight entries, so one bit too many does no harm.
-        let bytes = std::array::from_fn(|lane| (eights[lane / 8] >> (3 * (lane % 8))) as u8);
-        isa.lookup(isa.load(&LEVELS), isa.widen_u8(&bytes))
+        let (low, high) = (u32::from_le_bytes([a, b, c, 0]), u32::from_le_bytes([d, e, f, 0]));
+        // The table repeats after eight entries, so the neighbours' bits do no harm.
+        isa.lookup(isa.load(&LEVELS), isa.spread8::<3>(low, high))
     }
 }
 
@@ -149,15 +148,13 @@ impl Format for Tq4_1s {
     }
 
     #[inline(always)]
-    fn affine(block: &[u8], i: usize) -> (f32, f32) {
-        (read_f16(block, 2 * i), 0.0)
+    fn affine<I: Isa>(isa: I, block: &[u8], i: usize) -> (f32, f32) {
+        (f16_at(isa, block, 2 * i), 0.0)
     }
 
     #[inline(always)]
     fn codes<I: Isa>(isa: I, block: &[u8], i: usize) -> I::F {
         const LEVELS: [f32; 16] = TQ4.lanes();
-        let eight: [u8; 8] = *block[4 + 8 * i..].first_chunk().expect("sixteen values");
-        let bytes = std::array::from_fn(|lane| eight[lane / 2] >> (lane % 2 * 4));
-        isa.lookup(isa.load(&LEVELS), isa.widen_u8(&bytes))
+        isa.lookup(isa.load(&LEVELS), isa.spread8::<4>(word(block, 4 + 8 * i), word(block, 8 + 8 * i)))
     }
 }

@@ -17,7 +17,7 @@
 //! The levels are those of N(0, 1/128) for every g; the factor √(128/g) is part of the scale.
 //! turbo2 and turbo3 agree byte for byte with their published form when g = 128.
 
-use super::{bytes16, inverse, read_f16, write_f16};
+use super::{bytes16, f16_at, inverse, read_f16, write_f16};
 use crate::codebook::{Codebook, TURBO2, TURBO3, TURBO4};
 use crate::format::{Format, Rotation};
 use crate::rotate;
@@ -138,8 +138,8 @@ impl Format for Turbo2 {
     }
 
     #[inline(always)]
-    fn affine(block: &[u8], _: usize) -> (f32, f32) {
-        (read_f16(block, 0), 0.0)
+    fn affine<I: Isa>(isa: I, block: &[u8], _: usize) -> (f32, f32) {
+        (f16_at(isa, block, 0), 0.0)
     }
 
     #[inline(always)]
@@ -191,8 +191,8 @@ impl Format for Turbo3 {
     }
 
     #[inline(always)]
-    fn affine(block: &[u8], _: usize) -> (f32, f32) {
-        (read_f16(block, 0), 0.0)
+    fn affine<I: Isa>(isa: I, block: &[u8], _: usize) -> (f32, f32) {
+        (f16_at(isa, block, 0), 0.0)
     }
 
     #[inline(always)]
@@ -244,8 +244,8 @@ impl Format for Turbo4 {
     }
 
     #[inline(always)]
-    fn affine(block: &[u8], _: usize) -> (f32, f32) {
-        (read_f16(block, 0), 0.0)
+    fn affine<I: Isa>(isa: I, block: &[u8], _: usize) -> (f32, f32) {
+        (f16_at(isa, block, 0), 0.0)
     }
 
     #[inline(always)]
@@ -292,8 +292,8 @@ impl Format for Turbo8 {
     }
 
     #[inline(always)]
-    fn affine(block: &[u8], _: usize) -> (f32, f32) {
-        (read_f16(block, 0), 0.0)
+    fn affine<I: Isa>(isa: I, block: &[u8], _: usize) -> (f32, f32) {
+        (f16_at(isa, block, 0), 0.0)
     }
 
     #[inline(always)]
