@@ -175,7 +175,7 @@ fn pack<F: Format, I: Isa>(isa: I, rows: &[u8], row_bytes: usize, columns: usize
                 }
             }
             for g in 0..F::BLOCK / group::<F>() {
-                let (scale, shift) = F::affine(block, g * group::<F>() / LANES);
+                let (scale, shift) = F::affine(isa, block, g * group::<F>() / LANES);
                 let at = b * (F::BLOCK / group::<F>()) + g;
                 panel.scales[at][r] = scale * F::STEP;
                 if F::SHIFTED {
