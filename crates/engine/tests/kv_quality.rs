@@ -87,7 +87,9 @@ fn pages_cost_no_more_than_rows() {
             };
             let (ours, rows) = (ours(&engine, &reference, sealed(k, v)).kld_mean, rows.kld_mean);
             cells.push(format!("{ours:.4} / {rows:.4}"));
-            if ours > 0.9 * rows + 2e-4 {
+            // A page's mean takes a key bias out, which rows spend their codes on.
+            let share = if name == "qwen2-kbias" { 0.4 } else { 0.9 };
+            if ours > share * rows + 2e-4 {
                 worse.push(format!("{name} {k}/{v}: {ours:.5}, row by row {rows:.5}"));
             }
         }
