@@ -9,6 +9,7 @@
 
 pub mod host;
 pub mod scalar;
+pub mod suite;
 
 use bytes::Bytes;
 use std::ops::Range;
@@ -123,11 +124,17 @@ pub trait Backend: Send + Sync + 'static {
 
     /// The name used on the command line.
     fn name(&self) -> &'static str;
+    /// The instruction set or device it runs on.
+    fn device(&self) -> String;
+    /// Threads that compute.
+    fn threads(&self) -> usize;
 
     /// A tensor with room for `capacity` values.
     fn tensor(&self, capacity: usize) -> Self::Tensor;
     /// Makes it `[rows, width]`, within its capacity. Its contents are then unspecified.
     fn reshape(&self, x: &mut Self::Tensor, rows: usize, width: usize);
+    /// Copies values from the host.
+    fn write(&self, values: &[f32], x: &mut Self::Tensor);
     /// Copies a tensor's rows to the host.
     fn read(&self, x: &Self::Tensor, out: &mut [f32]);
     /// Brings parameters to the device.

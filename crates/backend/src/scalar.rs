@@ -96,12 +96,21 @@ impl Backend for Scalar {
     fn name(&self) -> &'static str {
         "scalar"
     }
+    fn device(&self) -> String {
+        "scalar".into()
+    }
+    fn threads(&self) -> usize {
+        1
+    }
 
     fn tensor(&self, capacity: usize) -> Tensor {
         Tensor::new(capacity)
     }
     fn reshape(&self, x: &mut Tensor, rows: usize, width: usize) {
         x.reshape(rows, width);
+    }
+    fn write(&self, values: &[f32], x: &mut Tensor) {
+        x.data_mut().copy_from_slice(values);
     }
     fn read(&self, x: &Tensor, out: &mut [f32]) {
         out.copy_from_slice(x.data());
@@ -286,5 +295,89 @@ impl Backend for Scalar {
     }
     fn store_bytes(&self, store: &Store) -> (usize, usize) {
         store.bytes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::suite::{AttentionCase, HEAD_SIZES, check_close};
+    use torque_kv::Policy;
+    use torque_quant::{FORMATS, FormatOps};
+
+    /// Root-mean-square error relative to the expected values' root-mean-square.
+    fn relative_error(expected: &[f32], found: &[f32]) -> f64 {
+        let square = |x: f32| f64::from(x).powi(2);
+        let error: f64 = expected.iter().zip(found).map(|(e, f)| square(e - f)).sum();
+        (error / expected.iter().map(|e| square(*e)).sum::<f64>()).sqrt()
+    }
+
+    /// What a format may cost an attention output, as K or as V: a few times the codec's own relative
+    /// error, which is about 2^-bits.
+    fn bound(format: &FormatOps) -> f64 {
+        if format.name == "f32" { 1e-6 } else { 2.5 * 2f64.powf(-format.bits().min(10.0).floor()) }
+    }
+
+    #[test]
+    fn every_pair_costs_what_its_formats_say() {
+        let formats: Vec<_> = FORMATS.iter().filter(|f| f.kv).collect();
+        for head_dim in HEAD_SIZES {
+            let exact = AttentionCase::new("f32", "f32", head_dim).run(&Scalar);
+            for k in &formats {
+                for v in &formats {
+                    let found = AttentionCase::new(k.name, v.name, head_dim).run(&Scalar);
+                    let (error, bound) = (relative_error(&exact, &found), bound(k) + bound(v));
+                    assert!(error <= bound, "{} / {} at {head_dim}: {error} > {bound}", k.name, v.name);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn an_f16_page_is_what_no_sealing_gives() {
+        for head_dim in HEAD_SIZES {
+            let sealed = AttentionCase::new("f16", "f16", head_dim);
+            let open = AttentionCase { policy: Policy { tail: 1000, ..sealed.policy.clone() }, ..sealed.clone() };
+            assert_eq!(sealed.run(&Scalar), open.run(&Scalar), "head size {head_dim}");
+        }
+    }
+
+    #[test]
+    fn exact_tail_and_sinks_lower_the_error() {
+        let exact = AttentionCase::new("f32", "f32", 64).run(&Scalar);
+        let bare = AttentionCase::new("turbo2", "turbo2", 64);
+        let error = |tail: usize, sink: usize| {
+            let policy = Policy { tail, sink, ..bare.policy.clone() };
+            relative_error(&exact, &AttentionCase { policy, ..bare.clone() }.run(&Scalar))
+        };
+        assert!(error(16, 0) < 0.9 * error(0, 0));
+        assert!(error(0, 32) < 0.9 * error(0, 0));
+        assert!(error(1000, 0) < 2e-3);
+    }
+
+    #[test]
+    fn windows_and_sinks_are_the_formula() {
+        // One head, keys and values chosen so that weights are known: all scores equal.
+        let plan = Plan::new(
+            &Policy::uniform("f32", "f32").bare(),
+            &[torque_kv::KvLayer { heads: 1, head_dim: [16, 16], window: Some(3) }],
+        )
+        .unwrap();
+        let (mut store, mut sequence) = (Scalar.store(&plan, 1, 8), Sequence::new(&plan, 0));
+        let zeros = Tensor::from_rows(16, &[0.0; 16 * 5]);
+        let values: Vec<f32> = (0..5).flat_map(|t| [t as f32; 16]).collect();
+        sequence.append(5);
+        let segment = Segment { rows: 0..5, sequence: &sequence };
+        Scalar.append(&mut store, 0, &segment, &zeros, &Tensor::from_rows(16, &values));
+        let mut out = zeros.clone();
+        let mut attention = Attention { layer: 0, heads: 1, scale: 1.0, softcap: None, sinks: None };
+        Scalar.attention(&store, &attention, std::slice::from_ref(&segment), &mut zeros.clone(), &mut out);
+        let firsts = |out: &Tensor| (0..5).map(|t| out.row(t)[0]).collect::<Vec<_>>();
+        check_close("window of 3", &[0.0, 0.5, 1.0, 2.0, 3.0], &firsts(&out), 1e-6);
+        // A sink of logit 0 is one more key of value 0.
+        let sink = vec![0.0];
+        attention.sinks = Some(&sink);
+        Scalar.attention(&store, &attention, &[segment], &mut zeros.clone(), &mut out);
+        check_close("with a sink", &[0.0, 1.0 / 3.0, 0.75, 1.5, 2.25], &firsts(&out), 1e-6);
     }
 }

@@ -104,6 +104,16 @@ impl Engine {
         self.model.backend()
     }
 
+    /// The instruction set or device.
+    pub fn device(&self) -> String {
+        self.model.device()
+    }
+
+    /// Threads that compute.
+    pub fn threads(&self) -> usize {
+        self.model.threads()
+    }
+
     /// Parameters in the file.
     pub fn parameters(&self) -> u64 {
         self.model.parameters()

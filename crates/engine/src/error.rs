@@ -17,6 +17,8 @@ pub enum Error {
          {fits} tokens fit (`-c {fits}`), or choose smaller formats (`-ctk`, `-ctv`)"
     )]
     Memory { context: usize, needed: String, available: String, fits: usize },
+    #[error(transparent)]
+    Cpu(#[from] torque_cpu::Error),
     #[error("the prompt is empty")]
     EmptyPrompt,
     #[error("{path}: {source}")]

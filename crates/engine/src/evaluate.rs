@@ -2,7 +2,7 @@
 
 use crate::engine::Engine;
 use crate::error::Error;
-use crate::measure::{Divergence, DivergenceReport, Perplexity};
+use crate::measure::{Divergence, DivergenceReport, Perplexity, negative_log_likelihood};
 use crate::session::SessionOptions;
 use safetensors::{Dtype, SafeTensors};
 use std::path::Path;
@@ -120,7 +120,7 @@ pub fn perplexity(
         session.append(&chunk[..first])?;
         session.append_each(&chunk[first..], &mut |i, logits| {
             if let Some(&next) = chunk.get(first + i + 1) {
-                perplexity.add(logits, next);
+                perplexity.add(negative_log_likelihood(logits, next));
             }
             true
         })?;

@@ -46,8 +46,8 @@ pub struct Generation {
     pub finish: Finish,
 }
 
-/// Continues a session, which must have tokens. `text` gets every piece of whole characters and says
-/// whether to go on.
+/// Continues a session, which must have tokens. `text` gets the whole characters that each token
+/// completes, possibly none, and says whether to go on.
 pub fn generate(
     session: &mut Session,
     tokenizer: &Tokenizer,
@@ -59,7 +59,7 @@ pub fn generate(
         return Err(Error::EmptyPrompt);
     }
     let start = Instant::now();
-    let mut detokenizer = tokenizer.detokenizer(request.show_special);
+    let mut detokenizer = tokenizer.continuing_detokenizer(request.show_special);
     let mut stops = StopFilter::new(&request.stop);
     let mut tokens = 0;
     let finish = loop {
@@ -76,7 +76,7 @@ pub fn generate(
             break Finish::EndOfTurn;
         }
         let (piece, stopped) = stops.push(&detokenizer.push(token));
-        if !piece.is_empty() && !text(&piece) {
+        if !text(&piece) {
             break Finish::Cancelled;
         }
         if stopped {

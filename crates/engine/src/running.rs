@@ -8,6 +8,8 @@ use torque_model::{Config, Context, ContextOptions, Error, Model};
 /// A model on some backend.
 pub(crate) trait Loaded: Send + Sync {
     fn backend(&self) -> &'static str;
+    fn device(&self) -> String;
+    fn threads(&self) -> usize;
     fn config(&self) -> &Config;
     fn active_bytes(&self) -> usize;
     fn parameters(&self) -> u64;
@@ -28,6 +30,7 @@ pub(crate) trait Running: Send {
     fn truncate(&mut self, sequence: usize, to: usize) -> Result<(), Error>;
     fn clear(&mut self, sequence: usize);
     fn kv_bytes(&self) -> (usize, usize);
+    fn kv_read_bytes(&self) -> usize;
 }
 
 /// A backend and a model on it.
@@ -39,6 +42,12 @@ pub(crate) struct On<B: Backend> {
 impl<B: Backend> Loaded for On<B> {
     fn backend(&self) -> &'static str {
         self.backend.name()
+    }
+    fn device(&self) -> String {
+        self.backend.device()
+    }
+    fn threads(&self) -> usize {
+        self.backend.threads()
     }
     fn config(&self) -> &Config {
         &self.model.config
@@ -84,5 +93,8 @@ impl<B: Backend> Running for Context<B> {
     }
     fn kv_bytes(&self) -> (usize, usize) {
         self.kv_bytes()
+    }
+    fn kv_read_bytes(&self) -> usize {
+        self.kv_read_bytes(0)
     }
 }

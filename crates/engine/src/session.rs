@@ -59,6 +59,11 @@ impl Session {
         self.running.kv_bytes()
     }
 
+    /// Bytes of KV that decoding the next token reads.
+    pub fn kv_read_bytes(&self) -> usize {
+        self.running.kv_read_bytes()
+    }
+
     /// Adds tokens and computes the logits after the last one.
     pub fn append(&mut self, tokens: &[u32]) -> Result<(), Error> {
         self.append_with(tokens, &mut |_| true).map(drop)

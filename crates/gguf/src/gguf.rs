@@ -16,8 +16,8 @@ const SPLIT_NUMBER: &str = "split.no";
 const SPLIT_COUNT: &str = "split.count";
 const SPLIT_TENSORS: &str = "split.tensors.count";
 
-/// A model read from GGUF.
-#[derive(Debug)]
+/// A model read from GGUF. Cloning shares the map.
+#[derive(Clone, Debug)]
 pub struct Gguf {
     version: u32,
     alignment: u64,

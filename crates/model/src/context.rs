@@ -82,6 +82,11 @@ impl<B: Backend> Context<B> {
         self.backend.store_bytes(&self.store)
     }
 
+    /// Bytes of KV that decoding the next token of a sequence reads.
+    pub fn kv_read_bytes(&self, sequence: usize) -> usize {
+        self.sequences[sequence].read_bytes(&self.plan)
+    }
+
     /// Runs one pass over a batch: for each part, tokens that follow a sequence's. At most
     /// [`ContextOptions::batch`] tokens; no sequence twice. On an error nothing has changed.
     pub fn forward(&mut self, batch: &[(usize, &[u32])]) -> Result<(), Error> {

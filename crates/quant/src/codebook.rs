@@ -179,7 +179,6 @@ pub const fn to_millionths<const N: usize>(x: [f64; N]) -> [i32; N] {
 }
 
 /// The sixteen Lloyd–Max levels of N(0, 1).
-#[expect(long_running_const_eval, reason = "Lloyd's iteration converges slowly; it runs once, here")]
 pub const LLOYD_16: [f64; 16] = lloyd_max();
 
 /// 1 / √128: the standard deviation of a coordinate of a unit vector of 128.

@@ -101,12 +101,24 @@ pub static FORMATS: &[FormatOps] = &[
     FormatOps::of::<F16>(),
     FormatOps::of::<Bf16>(),
     FormatOps::of::<Q8_0>(),
+    FormatOps::of::<Q5_0>(),
+    FormatOps::of::<Q5_1>(),
     FormatOps::of::<Q4_0>(),
     FormatOps::of::<Q4_1>(),
-    FormatOps::of::<Turbo2>(),
-    FormatOps::of::<Turbo3>(),
-    FormatOps::of::<Turbo4>(),
+    FormatOps::of::<Iq4Nl>(),
+    FormatOps::of::<Iq4Xs>(),
+    FormatOps::of::<Mxfp4>(),
+    FormatOps::of::<Q6K>(),
+    FormatOps::of::<Q5K>(),
+    FormatOps::of::<Q4K>(),
+    FormatOps::of::<Q3K>(),
+    FormatOps::of::<Q2K>(),
+    FormatOps::of::<Tq4_1s>(),
+    FormatOps::of::<Tq3_1s>(),
     FormatOps::of::<Turbo8>(),
+    FormatOps::of::<Turbo4>(),
+    FormatOps::of::<Turbo3>(),
+    FormatOps::of::<Turbo2>(),
 ];
 
 /// The format of that name or alias, in any case.
@@ -186,7 +198,8 @@ impl FormatOps {
         (group, 2 + (self.bytes - 2) * group / self.block)
     }
 
-    fn is_float(&self) -> bool {
+    /// Whether it is f32, f16 or bf16: numbers as they are.
+    pub fn is_float(&self) -> bool {
         matches!(self.name, "f32" | "f16" | "bf16")
     }
 

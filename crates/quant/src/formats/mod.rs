@@ -1,13 +1,30 @@
 //! One file a family of formats.
 
+mod fit;
 mod float;
+mod iq4;
+mod mxfp4;
+mod q2_k;
+mod q3_k;
 mod q4;
+mod q4_k;
+mod q5;
+mod q6_k;
 mod q8_0;
+mod tq;
 mod turbo;
 
 pub use float::{Bf16, F16, F32};
+pub use iq4::{Iq4Nl, Iq4Xs};
+pub use mxfp4::Mxfp4;
+pub use q2_k::Q2K;
+pub use q3_k::Q3K;
 pub use q4::{Q4_0, Q4_1};
+pub use q4_k::{Q4K, Q5K};
+pub use q5::{Q5_0, Q5_1};
+pub use q6_k::Q6K;
 pub use q8_0::Q8_0;
+pub use tq::{Tq3_1s, Tq4_1s};
 pub(crate) use turbo::encode_128;
 pub use turbo::{Turbo2, Turbo3, Turbo4, Turbo8};
 

@@ -1,0 +1,84 @@
+//! q2_k: 256 values of two bits; sixteen sub-blocks of 16 with four-bit scale and minimum.
+//!
+//! ```text
+//! 0..16  scales[16]   scale in the low nibble, minimum in the high one
+//! 16..80 qs[64]       bits 2j of byte 32 n + l: value 128 n + 32 j + l
+//! 80..82 d f16 · 82..84 dmin f16         value = d · scale · q − dmin · minimum
+//! ```
+
+use super::fit::{Affine, AffineSearch, fit_affine, nearest};
+use super::{field, read_f16, write_f16};
+use crate::format::Format;
+use torque_simd::Isa;
+
+/// 2.625 bits.
+pub struct Q2K;
+
+/// Writes 256 two-bit codes.
+pub(super) fn pack_pairs(qs: &mut [u8], codes: impl Fn(usize) -> u8) {
+    qs.fill(0);
+    for i in 0..256 {
+        qs[i / 128 * 32 + i % 32] |= codes(i) << (i % 128 / 32 * 2);
+    }
+}
+
+/// Code i of 256.
+pub(super) fn unpack_pair(qs: &[u8], i: usize) -> u8 {
+    qs[i / 128 * 32 + i % 32] >> (i % 128 / 32 * 2) & 3
+}
+
+/// Codes `16 i .. 16 i + 16` of 256 packed at `offset`.
+#[inline(always)]
+pub(super) fn pairs<I: Isa>(isa: I, block: &[u8], offset: usize, i: usize) -> I::N {
+    field(isa, block, offset + i / 8 * 32 + i % 2 * 16, i % 8 / 2 * 2, 3)
+}
+
+impl Format for Q2K {
+    const NAME: &'static str = "q2_k";
+    const GGML_TYPE: Option<u32> = Some(10);
+    const BLOCK: usize = 256;
+    const BYTES: usize = 84;
+    const GROUP: usize = 16;
+    const SHIFTED: bool = true;
+
+    fn encode(x: &[f32], block: &mut [u8]) {
+        let (x, _) = x.as_chunks::<16>();
+        let search = AffineSearch { top: 3, from: -0.5, trials: 15, absolute: true };
+        let mut fits: Vec<Affine<16>> = x.iter().map(|x| fit_affine(x, &x.map(f32::abs), &search)).collect();
+        let max_scale = fits.iter().fold(0.0, |max: f32, fit| max.max(fit.scale));
+        let max_min = fits.iter().fold(0.0, |max: f32, fit| max.max(fit.min));
+        let inverse = |max: f32| if max > 0.0 { 15.0 / max } else { 0.0 };
+        let (to_scale, to_min) = (inverse(max_scale), inverse(max_min));
+        for (packed, fit) in block.iter_mut().zip(&fits) {
+            let code = |x: f32| nearest(x).clamp(0, 15) as u8;
+            *packed = code(to_scale * fit.scale) | code(to_min * fit.min) << 4;
+        }
+        write_f16(block, 80, max_scale / 15.0);
+        write_f16(block, 82, max_min / 15.0);
+        for (i, fit) in fits.iter_mut().enumerate() {
+            let (scale, shift) = Q2K::affine(block, i);
+            if scale != 0.0 {
+                fit.codes = x[i].map(|x| nearest((x - shift) / scale).clamp(0, 3) as u8);
+            }
+        }
+        pack_pairs(&mut block[16..80], |i| fits[i / 16].codes[i % 16]);
+    }
+
+    fn decode(block: &[u8], y: &mut [f32]) {
+        for (i, y) in y.iter_mut().enumerate() {
+            let (scale, shift) = Q2K::affine(block, i / 16);
+            *y = scale * f32::from(unpack_pair(&block[16..80], i)) + shift;
+        }
+    }
+
+    #[inline(always)]
+    fn affine(block: &[u8], i: usize) -> (f32, f32) {
+        let (scale, min) = (f32::from(block[i] & 15), f32::from(block[i] >> 4));
+        (read_f16(block, 80) * scale, -(read_f16(block, 82) * min))
+    }
+
+    #[inline(always)]
+    fn codes<I: Isa>(isa: I, block: &[u8], i: usize) -> I::F {
+        isa.to_f32(pairs(isa, block, 16, i))
+    }
+}

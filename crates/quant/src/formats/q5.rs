@@ -1,0 +1,110 @@
+//! q5_0 and q5_1: 32 values of five bits and a scale; q5_1 adds a minimum.
+//!
+//! ```text
+//! q5_0  0..2 d f16 · 2..6 qh u32 · 6..22 qs                   value i = d · (q − 16)
+//! q5_1  0..2 d f16 · 2..4 m f16 · 4..8 qh u32 · 8..24 qs      value i = d · q + m
+//! qs[j]: the low four bits of value j in the low nibble, of value j + 16 in the high one
+//! qh: the fifth bit of value i at bit i
+//! ```
+
+use super::{extreme, field, inverse, pack_nibbles, read_f16, span, unpack_nibble, write_f16};
+use crate::format::Format;
+use torque_simd::Isa;
+
+/// 5.5 bits, symmetric.
+pub struct Q5_0;
+
+/// 6 bits, with a minimum.
+pub struct Q5_1;
+
+/// Writes the fifth bits and the nibbles, one after the other.
+fn pack(out: &mut [u8], code: impl Fn(usize) -> u8) {
+    let fifth = (0..32).fold(0, |bits, i| bits | u32::from(code(i) >> 4 & 1) << i);
+    out[..4].copy_from_slice(&fifth.to_le_bytes());
+    pack_nibbles(&mut out[4..20], |i| code(i) & 15);
+}
+
+/// Code i of what [`pack`] wrote.
+fn unpack(packed: &[u8], i: usize) -> u8 {
+    unpack_nibble(&packed[4..20], i) | (packed[i / 8] >> (i % 8) & 1) << 4
+}
+
+/// Codes `16 i .. 16 i + 16` of what [`pack`] wrote at `offset`.
+#[inline(always)]
+fn codes<I: Isa>(isa: I, block: &[u8], offset: usize, i: usize) -> I::N {
+    let low = field(isa, block, offset + 4, 4 * i, 15);
+    let at = offset + 2 * i;
+    let fifth = isa.spread1(u16::from_le_bytes([block[at], block[at + 1]]));
+    isa.or(low, isa.shl::<4>(isa.and(fifth, isa.splat_n(1))))
+}
+
+impl Format for Q5_0 {
+    const NAME: &'static str = "q5_0";
+    const ALIASES: &'static [&'static str] = &["q5"];
+    const GGML_TYPE: Option<u32> = Some(6);
+    const BLOCK: usize = 32;
+    const BYTES: usize = 22;
+    const GROUP: usize = 32;
+    const KV: bool = true;
+
+    fn encode(x: &[f32], block: &mut [u8]) {
+        // The value of largest magnitude becomes −16 exactly.
+        let d = extreme(x) / -16.0;
+        let id = inverse(d);
+        write_f16(block, 0, d);
+        pack(&mut block[2..], |i| ((x[i] * id + 16.5) as u8).min(31));
+    }
+
+    fn decode(block: &[u8], y: &mut [f32]) {
+        let d = read_f16(block, 0);
+        for (i, y) in y.iter_mut().enumerate() {
+            *y = f32::from(unpack(&block[2..], i) as i8 - 16) * d;
+        }
+    }
+
+    #[inline(always)]
+    fn affine(block: &[u8], _: usize) -> (f32, f32) {
+        (read_f16(block, 0), 0.0)
+    }
+
+    #[inline(always)]
+    fn codes<I: Isa>(isa: I, block: &[u8], i: usize) -> I::F {
+        isa.to_f32(isa.add_n(codes(isa, block, 2, i), isa.splat_n(-16)))
+    }
+}
+
+impl Format for Q5_1 {
+    const NAME: &'static str = "q5_1";
+    const GGML_TYPE: Option<u32> = Some(7);
+    const BLOCK: usize = 32;
+    const BYTES: usize = 24;
+    const GROUP: usize = 32;
+    const SHIFTED: bool = true;
+    const KV: bool = true;
+
+    fn encode(x: &[f32], block: &mut [u8]) {
+        let (min, max) = span(x);
+        let d = (max - min) / 31.0;
+        let id = inverse(d);
+        write_f16(block, 0, d);
+        write_f16(block, 2, min);
+        pack(&mut block[4..], |i| (((x[i] - min) * id + 0.5) as u8).min(31));
+    }
+
+    fn decode(block: &[u8], y: &mut [f32]) {
+        let (d, m) = (read_f16(block, 0), read_f16(block, 2));
+        for (i, y) in y.iter_mut().enumerate() {
+            *y = f32::from(unpack(&block[4..], i)) * d + m;
+        }
+    }
+
+    #[inline(always)]
+    fn affine(block: &[u8], _: usize) -> (f32, f32) {
+        (read_f16(block, 0), read_f16(block, 2))
+    }
+
+    #[inline(always)]
+    fn codes<I: Isa>(isa: I, block: &[u8], i: usize) -> I::F {
+        isa.to_f32(codes(isa, block, 4, i))
+    }
+}
