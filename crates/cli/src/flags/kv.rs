@@ -86,3 +86,8 @@ pub fn kv_formats() -> impl TypedValueParser<Value = String> {
         format.expect("the parser accepts the list's names only").name.to_string()
     })
 }
+
+/// The names of the formats that hold K and V.
+pub fn kv_format_names() -> impl Iterator<Item = &'static str> {
+    FORMATS.iter().filter(|format| format.kv).map(|format| format.name)
+}

@@ -1,0 +1,189 @@
+//! `torque eval`: how good the numbers are.
+
+use crate::errors;
+use crate::flags::{DeviceFlags, KvFlags, ModelFlags, PolicyFlags, backend, positive};
+use crate::progress::Progress;
+use crate::{model, text};
+use anyhow::{Result, anyhow};
+use clap::{Args, Subcommand};
+use serde_json::json;
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use torque_engine::tokenizer::Encode;
+use torque_engine::{BackendKind, EngineOptions, SessionOptions, evaluate};
+
+/// Measure quality: against recorded logits, or as perplexity of a text
+#[derive(Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Eval {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  torque eval perplexity -m model.gguf -f wiki.test.raw
+  torque eval reference model.gguf model.safetensors";
+
+#[derive(Subcommand)]
+enum Command {
+    Perplexity(Perplexity),
+    Reference(Reference),
+}
+
+impl Eval {
+    /// Runs the command.
+    pub fn run(self) -> Result<ExitCode> {
+        match self.command {
+            Command::Perplexity(perplexity) => perplexity.run(),
+            Command::Reference(reference) => reference.run(),
+        }
+    }
+}
+
+/// Perplexity of a text, as llama-perplexity measures it
+///
+/// The text is cut into chunks of the context; the second half of each is scored. Lower is better.
+#[derive(Args)]
+#[command(after_help = PERPLEXITY_EXAMPLES)]
+struct Perplexity {
+    #[command(flatten)]
+    model: ModelFlags,
+    /// The text; `-` is stdin
+    #[arg(short, long, value_name = "FILE")]
+    file: PathBuf,
+    /// Score so many chunks only
+    #[arg(long, value_name = "N", value_parser = positive)]
+    chunks: Option<usize>,
+    /// Tokens in a chunk
+    #[arg(short, long, value_name = "N", default_value_t = 512, value_parser = positive)]
+    ctx_size: usize,
+    /// Tokens processed at once
+    #[arg(short, long, value_name = "N", default_value_t = 512, value_parser = positive)]
+    batch_size: usize,
+    #[command(flatten)]
+    policy: PolicyFlags,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+const PERPLEXITY_EXAMPLES: &str = "\
+Examples:
+  torque eval perplexity -m model.gguf -f wiki.test.raw
+  torque eval perplexity -m model.gguf -f wiki.test.raw --chunks 8 -c 4096 -ctk turbo3 -ctv turbo3";
+
+impl Perplexity {
+    fn run(self) -> Result<ExitCode> {
+        let text = text::read(&self.file)?;
+        let engine = model::open(&self.model)?;
+        let tokens = engine.tokenizer().encode(&text, Encode { add_special: true, parse_special: false });
+        let options = SessionOptions {
+            context: Some(self.ctx_size),
+            batch: self.batch_size,
+            policy: self.policy.policy("f16")?,
+        };
+        let progress = Progress::new("scoring", tokens.len() / self.ctx_size, "chunks");
+        let mut line = io::stderr();
+        let result = evaluate::perplexity(&engine, &tokens, self.ctx_size, self.chunks, &options, &mut |done, of, so_far| {
+            progress.length(of);
+            progress.set(done);
+            progress.label(format!("PPL {:.4}", so_far.value()));
+            let _ = (progress.is_hidden()).then(|| write!(line, "[{done}]{:.4},", so_far.value()));
+        });
+        drop(progress);
+        let perplexity = result?;
+        if self.json {
+            let json = json!({
+                "perplexity": perplexity.value(),
+                "error": perplexity.standard_error(),
+                "tokens": perplexity.tokens(),
+                "context": self.ctx_size,
+                "type_k": options.policy.k,
+                "type_v": options.policy.v,
+            });
+            writeln!(io::stdout(), "{json}")?;
+        } else {
+            writeln!(io::stdout(), "{perplexity}")?;
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// Compare logits with a reference's, token by token
+///
+/// The reference is a safetensors file with `tokens` and one row of logits for each. Without flags, this checks the model
+/// itself: the scalar backend with an f32 cache.
+#[derive(Args)]
+#[command(after_help = REFERENCE_EXAMPLES)]
+struct Reference {
+    /// Model file
+    model: PathBuf,
+    /// Reference (safetensors)
+    reference: PathBuf,
+    /// The tensor to compare with
+    #[arg(long, value_name = "NAME", default_value = "logits_ref")]
+    target: String,
+    /// Leave out tokens whose routing to experts is closer than this to another: `router_margin` in the reference
+    #[arg(long, value_name = "X")]
+    router_margin: Option<f32>,
+    /// What computes
+    #[arg(long, value_name = "NAME", default_value = "scalar", value_parser = backend())]
+    backend: BackendKind,
+    /// CPU threads
+    #[arg(short, long, value_name = "N", value_parser = positive)]
+    threads: Option<usize>,
+    /// Instruction set of the CPU backend
+    #[arg(long, value_name = "NAME")]
+    isa: Option<String>,
+    /// Tokens processed at once
+    #[arg(short, long, value_name = "N", default_value_t = 512, value_parser = positive)]
+    batch_size: usize,
+    #[command(flatten)]
+    policy: PolicyFlags,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+const REFERENCE_EXAMPLES: &str = "\
+Examples:
+  torque eval reference llama.gguf llama.safetensors
+  torque eval reference llama.gguf llama.safetensors --backend cpu -ctk turbo3 -ctv turbo3 \\
+      --kv-tail 0 --kv-sink 0 --kv-page 16 --target logits_kv_turbo3_turbo3";
+
+impl Reference {
+    fn run(self) -> Result<ExitCode> {
+        let options = EngineOptions { backend: self.backend, threads: self.threads, isa: self.isa.clone() };
+        let policy = self.policy.policy("f32")?;
+        let engine = model::open_file(&self.model, &options)?;
+        let reference = evaluate::Reference::read(&self.reference)?;
+        let margins = match self.router_margin {
+            Some(least) => Some((least, reference.floats("router_margin")?)),
+            None => None,
+        };
+        let keep = |token: usize| match &margins {
+            Some((least, margins)) => margins.get(token).is_none_or(|margin| margin >= least),
+            None => true,
+        };
+        let options = SessionOptions { context: None, batch: self.batch_size, policy };
+        let progress = Progress::spinner("comparing");
+        let report = evaluate::reference(&engine, &self.reference, &self.target, &options, &keep);
+        drop(progress);
+        let report = report?;
+        let figures = [
+            ("kld_mean", report.kld_mean),
+            ("kld_max", report.kld_max),
+            ("top1_agreement", report.top1_agreement),
+            ("max_abs_diff", report.max_abs_diff),
+        ];
+        let mut out = io::stdout().lock();
+        if self.json {
+            writeln!(out, "{}", serde_json::to_string_pretty(&report)?)?;
+        } else {
+            figures.iter().try_for_each(|(name, value)| writeln!(out, "{name} {value:.6e}"))?;
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
