@@ -79,16 +79,8 @@ pub struct Part {
 }
 
 impl Part {
-    /// Encodes a part. `values(head, out)` gives one head's values `[tokens, head_dim]`, rotated if the
-    /// side is.
-    pub fn seal(side: &SidePlan, format: &'static FormatOps, tokens: usize, mut values: impl FnMut(usize, &mut [f32])) -> Part {
-        let mut bytes = vec![0; side.part_bytes(format, tokens)].into_boxed_slice();
-        let mut head = vec![0.0; tokens * side.head_dim];
-        for (index, out) in bytes.chunks_exact_mut(side.head_bytes(format, tokens)).enumerate() {
-            values(index, &mut head);
-            seal_head(side, format, &mut head, out);
-        }
-        Part { format, bytes }
+    fn new(side: &SidePlan, format: &'static FormatOps, tokens: usize) -> Part {
+        Part { format, bytes: vec![0; side.part_bytes(format, tokens)].into_boxed_slice() }
     }
 
     /// One head's page mean (f16; empty if the format is not centred) and blocks.
@@ -100,6 +92,25 @@ impl Part {
     /// Bytes of the part.
     pub fn bytes(&self) -> usize {
         self.bytes.len()
+    }
+}
+
+/// One head of a part to be sealed. Jobs are independent: a backend runs them on any thread.
+pub struct SealJob<'a> {
+    tail: &'a Tail,
+    head: usize,
+    tokens: usize,
+    format: &'static FormatOps,
+    out: &'a mut [u8],
+}
+
+impl SealJob<'_> {
+    /// Encodes the head.
+    pub fn run(&mut self) {
+        let side = &self.tail.side;
+        let mut values = vec![0.0; self.tokens * side.head_dim];
+        side.exact.decode_row(self.tail.rows(self.head, 0, self.tokens), &mut values);
+        seal_head(side, self.format, &mut values, self.out);
     }
 }
 
@@ -152,20 +163,33 @@ impl Tail {
         &self.bytes[(head * self.capacity + start) * row..][..tokens * row]
     }
 
-    /// Writes one token `[heads, head_dim]` as row `row`.
-    pub fn write(&mut self, row: usize, token: &[f32]) {
-        assert!(row < self.capacity, "tail row {row} of {}", self.capacity);
-        let size = self.row_bytes();
-        let mut rotated = vec![0.0; self.side.head_dim];
-        for (head, values) in token.chunks_exact(self.side.head_dim).enumerate() {
-            let out = &mut self.bytes[(head * self.capacity + row) * size..][..size];
-            match &self.rotation {
-                None => self.side.exact.encode_row(values, out),
-                Some(rotation) => {
-                    rotated.copy_from_slice(values);
-                    rotation.forward(&mut rotated);
-                    self.side.exact.encode_row(&rotated, out);
+    /// The rotation of its heads, if they are stored rotated.
+    pub fn rotation(&self) -> Option<&rotate::Head> {
+        self.rotation.as_ref()
+    }
+
+    /// What rows are stored in.
+    pub fn format(&self) -> &'static FormatOps {
+        self.side.exact
+    }
+
+    /// The storage of all heads, and the bytes of one head's.
+    pub fn heads_mut(&mut self) -> (&mut [u8], usize) {
+        let size = self.capacity * self.row_bytes();
+        (&mut self.bytes, size)
+    }
+
+    /// Writes tokens `[heads, head_dim]` as rows `first..`.
+    fn write<'a>(&mut self, first: usize, tokens: impl Iterator<Item = &'a [f32]>) {
+        let (head_dim, size, format) = (self.side.head_dim, self.row_bytes(), self.side.exact);
+        for (row, token) in (first..).zip(tokens) {
+            assert!(row < self.capacity, "tail row {row} of {}", self.capacity);
+            for (head, values) in token.chunks_exact(head_dim).enumerate() {
+                let mut values = values.to_vec();
+                if let Some(rotation) = &self.rotation {
+                    rotation.forward(&mut values);
                 }
+                format.encode_row(&values, &mut self.bytes[(head * self.capacity + row) * size..][..size]);
             }
         }
     }
@@ -210,34 +234,39 @@ impl Store {
         &parts.expect("a sequence holds only pages that are there")[side as usize]
     }
 
+    /// The tails of one layer, K and V.
+    pub fn tails_mut(&mut self, slot: usize, layer: usize) -> &mut [Tail; 2] {
+        &mut self.tails[slot][layer]
+    }
+
     /// Writes a segment's keys and values to its tail.
     pub fn append(&mut self, layer: usize, segment: &Segment, k: &Tensor, v: &Tensor) {
         let first = segment.position() - segment.sequence.tail_start();
-        for (tail, tokens) in self.tails[segment.sequence.slot][layer].iter_mut().zip([k, v]) {
-            for (i, row) in segment.rows.clone().enumerate() {
-                tail.write(first + i, tokens.row(row));
-            }
+        for (tail, tokens) in self.tails_mut(segment.sequence.slot, layer).iter_mut().zip([k, v]) {
+            tail.write(first, segment.rows.clone().map(|row| tokens.row(row)));
         }
     }
 
-    /// Encodes the first rows of a tail as a page and drops them from the tail.
-    pub fn seal(&mut self, sequence: &Sequence, span: Span) {
+    /// Encodes the first rows of a tail as a page and drops them from the tail. `run` runs the jobs.
+    pub fn seal(&mut self, sequence: &Sequence, span: Span, run: impl FnOnce(&mut [SealJob])) {
         let page = span.page.0 as usize;
         if self.pages.len() <= page {
             self.pages.resize_with(page + 1, Vec::new);
         }
         let is_sink = self.plan.is_sink(span.start);
         let tails = &mut self.tails[sequence.slot];
-        self.pages[page] = (self.plan.layers.iter().zip(tails.iter()))
-            .map(|(layer, tails)| {
-                Some([0, 1].map(|i| {
-                    let (side, tail) = (&layer.sides[i], &tails[i]);
-                    Part::seal(side, side.page_format(is_sink), span.len, |head, out| {
-                        side.exact.decode_row(tail.rows(head, 0, span.len), out);
-                    })
-                }))
-            })
+        let mut parts: Vec<[Part; 2]> = (self.plan.layers.iter())
+            .map(|layer| layer.sides.each_ref().map(|side| Part::new(side, side.page_format(is_sink), span.len)))
             .collect();
+        let mut jobs = Vec::new();
+        for (tail, part) in tails.iter().flatten().zip(parts.iter_mut().flatten()) {
+            let size = part.bytes.len() / tail.side.heads;
+            for (head, out) in part.bytes.chunks_exact_mut(size).enumerate() {
+                jobs.push(SealJob { tail, head, tokens: span.len, format: part.format, out });
+            }
+        }
+        run(&mut jobs);
+        self.pages[page] = parts.into_iter().map(Some).collect();
         // The sequence has moved the page out of its tail; the rows are still here.
         let rows = sequence.tail_len() + span.len;
         tails.iter_mut().flatten().for_each(|tail| tail.drop_front(span.len, rows));

@@ -2,7 +2,7 @@
 //!
 //! It is never optimised. Other backends are tested against it, op by op.
 
-use crate::host::{Store, Tensor};
+use crate::host::{SealJob, Store, Tensor};
 use crate::*;
 use half::f16;
 use torque_kv::{Freed, Plan, Sequence, Side, Span};
@@ -285,7 +285,7 @@ impl Backend for Scalar {
     }
 
     fn seal(&self, store: &mut Store, sequence: &Sequence, span: Span) {
-        store.seal(sequence, span);
+        store.seal(sequence, span, |jobs| jobs.iter_mut().for_each(SealJob::run));
     }
     fn free(&self, store: &mut Store, freed: &[Freed]) {
         store.free(freed);

@@ -1,4 +1,28 @@
 //! The CPU backend: threads and SIMD.
+//!
+//! Weights stay in the file's map. Few tokens: every weight is read once, decoded in registers and used
+//! for all of them. Many tokens: rows are decoded to a panel that stays in cache. Activations are `f32`
+//! throughout, so results agree with the scalar backend to rounding. Work is cut the same way whatever
+//! the number of threads: so are results.
+#![deny(unsafe_code)]
+
+mod attention;
+mod elementwise;
+mod experts;
+mod linear;
+mod pool;
+
+pub use pool::Pool;
+
+use attention::Partials;
+use linear::Matrix;
+use std::sync::Mutex;
+use torque_backend::host::{SealJob, Store, Tensor};
+use torque_backend::{
+    Activation, Angles, Attention, Backend, Experts, MatrixData, Routing, Segment,
+};
+use torque_kv::{Freed, Plan, Sequence, Span};
+use torque_simd::Level;
 
 /// Why the CPU backend cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -14,12 +38,164 @@ pub enum Error {
 }
 
 /// The CPU backend.
-pub struct Cpu;
+pub struct Cpu {
+    level: Level,
+    pool: Pool,
+    partials: Mutex<Partials>,
+}
 
 impl Cpu {
-    /// Placeholder until the kernels land.
-    #[allow(clippy::new_ret_no_self)]
-    pub fn new(_threads: Option<usize>, _isa: Option<&str>) -> Result<torque_backend::Scalar, Error> {
-        Ok(torque_backend::Scalar)
+    /// A backend of that many threads (the physical cores if `None`) on an instruction set by name (the
+    /// best there is if `None`).
+    pub fn new(threads: Option<usize>, isa: Option<&str>) -> Result<Cpu, Error> {
+        let level = match isa {
+            None => Level::detect(),
+            Some(name) => {
+                let available = Level::all_available();
+                let level = Level::from_name(name).filter(|level| available.contains(level));
+                level.ok_or_else(|| {
+                    let available = available.iter().map(|level| level.name()).collect::<Vec<_>>().join(" ");
+                    Error::Isa { name: name.into(), available }
+                })?
+            }
+        };
+        let threads = threads.unwrap_or_else(pool::physical_cores).max(1);
+        Ok(Cpu { level, pool: Pool::new(threads), partials: Mutex::default() })
     }
 }
+
+impl Backend for Cpu {
+    type Tensor = Tensor;
+    type Vector = Vec<f32>;
+    type Matrix = Matrix;
+    type Store = Store;
+
+    fn name(&self) -> &'static str {
+        "cpu"
+    }
+    fn device(&self) -> String {
+        self.level.name().into()
+    }
+    fn threads(&self) -> usize {
+        self.pool.threads()
+    }
+
+    fn tensor(&self, capacity: usize) -> Tensor {
+        Tensor::new(capacity)
+    }
+    fn reshape(&self, x: &mut Tensor, rows: usize, width: usize) {
+        x.reshape(rows, width);
+    }
+    fn write(&self, values: &[f32], x: &mut Tensor) {
+        x.data_mut().copy_from_slice(values);
+    }
+    fn read(&self, x: &Tensor, out: &mut [f32]) {
+        out.copy_from_slice(x.data());
+    }
+    fn vector(&self, values: &[f32]) -> Vec<f32> {
+        values.to_vec()
+    }
+    fn matrix(&self, data: MatrixData) -> Matrix {
+        Matrix::new(data, self.level)
+    }
+
+    fn embed(&self, table: &Matrix, tokens: &[u32], out: &mut Tensor) {
+        let width = out.width();
+        self.pool.for_chunks(out.data_mut(), width, |i, row| {
+            let token = tokens[i] as usize;
+            table.data.format.decode_row(table.data.row(token), row);
+        });
+    }
+
+    fn linear(&self, w: &Matrix, x: &Tensor, out: &mut Tensor) {
+        w.product(&self.pool, x.data(), x.rows(), out.data_mut());
+    }
+
+    fn add_bias(&self, bias: &Vec<f32>, x: &mut Tensor) {
+        self.rows(x, |level, _, row| elementwise::add(level, bias, row));
+    }
+    fn add(&self, y: &Tensor, x: &mut Tensor) {
+        self.rows(x, |level, i, row| elementwise::add(level, y.row(i), row));
+    }
+    fn scale(&self, factor: f32, x: &mut Tensor) {
+        self.rows(x, |level, _, row| elementwise::scale(level, factor, row));
+    }
+    fn scale_rows(&self, factors: &[f32], x: &mut Tensor) {
+        self.rows(x, |level, i, row| elementwise::scale(level, factors[i], row));
+    }
+    fn softcap(&self, c: f32, x: &mut Tensor) {
+        self.rows(x, |level, _, row| elementwise::softcap(level, c, row));
+    }
+    fn rms_norm(&self, weight: &Vec<f32>, eps: f32, x: &Tensor, out: &mut Tensor) {
+        self.rows(out, |level, i, row| {
+            row.copy_from_slice(x.row(i));
+            elementwise::rms_norm(level, weight, eps, row);
+        });
+    }
+    fn rms_norm_inplace(&self, weight: &Vec<f32>, eps: f32, x: &mut Tensor) {
+        self.rows(x, |level, _, row| elementwise::rms_norm(level, weight, eps, row));
+    }
+    fn glu(&self, activation: Activation, up: &Tensor, gate: &mut Tensor) {
+        self.rows(gate, |level, i, row| elementwise::glu(level, activation, up.row(i), row));
+    }
+    fn rope(&self, angles: &Angles, head_dim: usize, x: &mut Tensor) {
+        let pairs = angles.channels / 2;
+        self.rows(x, |level, i, row| {
+            elementwise::rope(level, angles.pairs, &angles.cos_sin[i * pairs..][..pairs], head_dim, row);
+        });
+    }
+    fn take_rows(&self, x: &Tensor, rows: &[usize], out: &mut Tensor) {
+        rows.iter().enumerate().for_each(|(i, &row)| out.row_mut(i).copy_from_slice(x.row(row)));
+    }
+    fn experts(&self, experts: &Experts<Matrix>, routing: &Routing, router: &Tensor, x: &Tensor, out: &mut Tensor) {
+        experts::run(&self.pool, self.level, experts, routing, router, x, out);
+    }
+
+    fn store(&self, plan: &Plan, sequences: usize, batch: usize) -> Store {
+        Store::new(plan, sequences, batch)
+    }
+    fn append(&self, store: &mut Store, layer: usize, segment: &Segment, k: &Tensor, v: &Tensor) {
+        attention::append(&self.pool, self.level, store, layer, segment, [k, v]);
+    }
+    fn attention(
+        &self,
+        store: &Store,
+        attention: &Attention<Vec<f32>>,
+        segments: &[Segment],
+        q: &mut Tensor,
+        out: &mut Tensor,
+    ) {
+        let mut partials = self.partials.lock().expect("no op panics while it holds the buffer");
+        attention::attention(&self.pool, self.level, &mut partials, store, attention, segments, q, out);
+    }
+    fn seal(&self, store: &mut Store, sequence: &Sequence, span: Span) {
+        store.seal(sequence, span, |jobs| self.pool.for_chunks(jobs, 1, |_, job| job.iter_mut().for_each(SealJob::run)));
+    }
+    fn free(&self, store: &mut Store, freed: &[Freed]) {
+        store.free(freed);
+    }
+    fn copy_tail(&self, store: &mut Store, from: &Sequence, to_slot: usize) {
+        store.copy_tail(from, to_slot);
+    }
+    fn store_bytes(&self, store: &Store) -> (usize, usize) {
+        store.bytes()
+    }
+}
+
+/// Values below which a loop is not worth waking other threads for.
+const PARALLEL_MIN: usize = 1 << 15;
+
+impl Cpu {
+    /// `f(level, i, row i)` on every row.
+    fn rows(&self, x: &mut Tensor, f: impl Fn(Level, usize, &mut [f32]) + Sync) {
+        let width = x.width();
+        if x.data().len() < PARALLEL_MIN {
+            x.data_mut().chunks_exact_mut(width).enumerate().for_each(|(i, row)| f(self.level, i, row));
+        } else {
+            self.pool.for_chunks(x.data_mut(), width, |i, row| f(self.level, i, row));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,8 +1,9 @@
 //! What a number format is, and the list of all of them.
 
 use crate::formats::*;
+use crate::kernels::Kernels;
 use crate::rotate;
-use torque_simd::Isa;
+use torque_simd::{Isa, Level};
 
 /// How a format's decoded values relate to the numbers that were encoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,6 +94,8 @@ pub struct FormatOps {
     pub encode_rotated: fn(&[f32], &mut [u8]),
     /// [`Format::decode`].
     pub decode: fn(&[u8], &mut [f32]),
+    /// [`Kernels::of`].
+    pub kernels: fn(Level) -> Kernels,
 }
 
 /// Every format.
@@ -149,6 +152,7 @@ impl FormatOps {
             encode: F::encode,
             encode_rotated: F::encode_rotated,
             decode: F::decode,
+            kernels: Kernels::of::<F>,
         }
     }
 
@@ -208,3 +212,6 @@ impl FormatOps {
         assert_eq!(bytes, self.row_bytes(values), "{}: bytes of a row of {values}", self.name);
     }
 }
+
+#[cfg(test)]
+mod tests;

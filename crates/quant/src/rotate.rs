@@ -9,7 +9,7 @@
 
 mod pcg64;
 
-use pcg64::Pcg64;
+pub(crate) use pcg64::Pcg64;
 
 /// The largest rotated group.
 pub const GROUP_MAX: usize = 1024;

@@ -4,13 +4,12 @@
 /// The value of an IEEE half-precision number.
 #[inline(always)]
 pub fn f16_to_f32(x: u16) -> f32 {
-    let x = u32::from(x);
-    // Sign apart, the bits moved up by 13 are the number divided by 2^112, subnormal numbers included.
-    let magnitude = f32::from_bits((x & 0x7fff) << 13) * f32::from_bits((127 + 112) << 23);
-    let magnitude = magnitude.to_bits();
-    // Infinities and NaNs come out as 2^16 and above, with the right mantissa.
-    let exponent = if magnitude >= 0x4780_0000 { 0x7f80_0000 } else { 0 };
-    f32::from_bits((x & 0x8000) << 16 | magnitude | exponent)
+    // The bits moved up by 13 are the number divided by 2^112, subnormal numbers included.
+    let scaled = f32::from_bits((i32::from(x as i16) << 13) as u32 & 0x8fff_e000);
+    const UP: f32 = f32::from_bits((127 + 112) << 23);
+    const DOWN: f32 = f32::from_bits((127 - 112) << 23);
+    // Infinity has become 2^16; another 2^112 make it infinite again.
+    scaled * UP * UP * DOWN
 }
 
 /// The value of a bfloat16 number.

@@ -125,6 +125,7 @@ pub trait Isa: Copy + Send + Sync + 'static {
     /// Floats to integers, rounding to nearest even. Every |lane| must be below 2^31.
     fn round(self, v: Self::F) -> Self::N;
     /// The same bits read as floats.
+    #[allow(clippy::wrong_self_convention)]
     fn from_bits(self, v: Self::N) -> Self::F;
     /// The same bits read as integers.
     fn to_bits(self, v: Self::F) -> Self::N;

@@ -1,0 +1,340 @@
+//! Attention over sealed pages and the open tail.
+//!
+//! Work is cut into units: some query rows of one KV head against a run of pages. Each unit leaves a
+//! partial result (maximum, sum, weighted values) for each of its queries; partials merge by
+//! log-sum-exp. Few rows (decode): runs are short, so that long contexts spread over threads even with
+//! one KV head, and codes are decoded in registers. Many rows (prefill): a unit takes all pages, and
+//! each page is decoded once into a tile that all its queries share.
+
+use crate::elementwise;
+use crate::pool::Pool;
+use half::f16;
+use std::cell::RefCell;
+use std::ops::Range;
+use torque_backend::host::{Store, Tensor};
+use torque_backend::{Attention, Segment};
+use torque_kv::{LayerPlan, Side, Span};
+use torque_quant::{FormatOps, attend, math, rotate};
+use torque_simd::{Isa, Level, dispatch};
+
+/// Query rows of a unit.
+const ROWS: usize = 64;
+/// Query rows up to which a segment is cut into runs of pages.
+const FEW_ROWS: usize = 8;
+/// Pages in such a run.
+const RUN: usize = 8;
+/// Queries (rows × heads of a group) up to which codes are decoded in registers.
+const REGISTER_QUERIES: usize = 16;
+
+/// Rows of one KV head of a segment against some of its pages.
+struct Unit {
+    segment: usize,
+    kv_head: usize,
+    /// Rows of the batch.
+    rows: Range<usize>,
+    /// Indices into the spans the layer holds.
+    spans: Range<usize>,
+    tail: bool,
+    /// Where its partial results start.
+    at: usize,
+}
+
+/// Partial results: for each unit, `[queries]` of (maximum, sum), then `[queries, head_dim]`.
+#[derive(Default)]
+pub struct Partials {
+    units: Vec<Unit>,
+    values: Vec<f32>,
+}
+
+#[derive(Default)]
+struct Scratch {
+    q: Vec<f32>,
+    scores: Vec<f32>,
+    tile: Vec<f32>,
+    mean: Vec<f32>,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+/// Writes keys and values of a segment to its tail.
+pub fn append(pool: &Pool, level: Level, store: &mut Store, layer: usize, segment: &Segment, kv: [&Tensor; 2]) {
+    let first = segment.position() - segment.sequence.tail_start();
+    for (tail, tokens) in store.tails_mut(segment.sequence.slot, layer).iter_mut().zip(kv) {
+        let (rotation, format) = (tail.rotation().cloned(), tail.format());
+        let (bytes, head_bytes) = tail.heads_mut();
+        let heads = bytes.len() / head_bytes;
+        let head_dim = tokens.width() / heads;
+        let row_bytes = format.row_bytes(head_dim);
+        let write_head = |head: usize, out: &mut [u8]| {
+            let mut values = vec![0.0; head_dim];
+            for (row, out) in segment.rows.clone().zip(out[first * row_bytes..].chunks_exact_mut(row_bytes)) {
+                values.copy_from_slice(&tokens.row(row)[head * head_dim..][..head_dim]);
+                if let Some(rotation) = &rotation {
+                    rotation.forward(&mut values);
+                }
+                store_row(level, format, &values, out);
+            }
+        };
+        if segment.rows.len() == 1 {
+            bytes.chunks_exact_mut(head_bytes).enumerate().for_each(|(head, out)| write_head(head, out));
+        } else {
+            pool.for_chunks(bytes, head_bytes, write_head);
+        }
+    }
+}
+
+/// A tail row: f16, or whatever the side's exact format is.
+fn store_row(level: Level, format: &FormatOps, values: &[f32], out: &mut [u8]) {
+    if format.name != "f16" {
+        return format.encode_row(values, out);
+    }
+    dispatch!(level, |isa| isa.run(
+        #[inline(always)]
+        || for (x, out) in values.as_chunks::<16>().0.iter().zip(out.as_chunks_mut::<32>().0) {
+            isa.store_f16(isa.load(x), out);
+        }
+    ));
+}
+
+/// See [`torque_backend::Backend::attention`].
+pub fn attention(
+    pool: &Pool,
+    level: Level,
+    partials: &mut Partials,
+    store: &Store,
+    attention: &Attention<Vec<f32>>,
+    segments: &[Segment],
+    q: &Tensor,
+    out: &mut Tensor,
+) {
+    let plan = &store.plan.layers[attention.layer];
+    let group = attention.heads / plan.shape.heads;
+    let v_dim = plan.shape.head_dim[1];
+    let Partials { units, values } = partials;
+    plan_units(units, values, plan, group, segments);
+
+    let op = Op { level, store, attention, plan, group };
+    pool.for_parts(values, units, |unit| unit.at, |unit, values| {
+        SCRATCH.with_borrow_mut(|scratch| op.run(unit, &segments[unit.segment], q, scratch, values));
+    });
+
+    // Merge: one job a row.
+    let (width, units, values) = (out.width(), &*units, &*values);
+    let v_rotation = op.rotation(Side::V);
+    let merge_row = |row: usize, out: &mut [f32]| {
+        for (head, out) in out.chunks_exact_mut(v_dim).enumerate() {
+            let of_head = units.iter().filter(|u| u.kv_head == head / group && u.rows.contains(&row));
+            let parts = of_head.map(|unit| {
+                let queries = unit.rows.len() * group;
+                let query = (row - unit.rows.start) * group + head % group;
+                let state = &values[unit.at..][..queries * (2 + v_dim)];
+                (state[2 * query], state[2 * query + 1], &state[2 * queries + query * v_dim..][..v_dim])
+            });
+            let sink = attention.sinks.map(|sinks| sinks[head]);
+            let max = parts.clone().map(|(max, ..)| max).chain(sink).fold(f32::NEG_INFINITY, f32::max);
+            let mut total = sink.map_or(0.0, |sink| (sink - max).exp());
+            out.fill(0.0);
+            for (part_max, sum, value) in parts {
+                let factor = (part_max - max).exp();
+                total += factor * sum;
+                elementwise::add_scaled(level, factor, value, out);
+            }
+            elementwise::scale(level, 1.0 / total, out);
+            if let Some(rotation) = &v_rotation {
+                rotation.inverse(out);
+            }
+        }
+    };
+    if out.rows() == 1 {
+        merge_row(0, out.data_mut());
+    } else {
+        pool.for_chunks(out.data_mut(), width, merge_row);
+    }
+}
+
+/// Cuts the work into units, the same way whatever the number of threads.
+fn plan_units(units: &mut Vec<Unit>, values: &mut Vec<f32>, plan: &LayerPlan, group: usize, segments: &[Segment]) {
+    units.clear();
+    let mut at = 0;
+    for (index, segment) in segments.iter().enumerate() {
+        let spans = segment.sequence.spans(plan.window_class).len();
+        let few = segment.rows.len() <= FEW_ROWS;
+        let run = if few { RUN } else { spans.max(1) };
+        for kv_head in 0..plan.shape.heads {
+            for first_row in segment.rows.clone().step_by(ROWS) {
+                let rows = first_row..segment.rows.end.min(first_row + ROWS);
+                let size = rows.len() * group * (2 + plan.shape.head_dim[1]);
+                // The tail goes with the last run.
+                let runs = spans.div_ceil(run).max(1);
+                for i in 0..runs {
+                    let spans = i * run..spans.min((i + 1) * run);
+                    let rows = rows.clone();
+                    units.push(Unit { segment: index, kv_head, rows, spans, tail: i + 1 == runs, at });
+                    at += size;
+                }
+            }
+        }
+    }
+    values.resize(at, 0.0);
+}
+
+struct Op<'a> {
+    level: Level,
+    store: &'a Store,
+    attention: &'a Attention<'a, Vec<f32>>,
+    plan: &'a LayerPlan,
+    group: usize,
+}
+
+/// Keys and values of one head, some consecutive tokens.
+struct Piece<'a> {
+    /// Position of the first token.
+    start: usize,
+    tokens: usize,
+    /// K, V: format, page mean (f16), blocks.
+    sides: [(&'static FormatOps, &'a [u8], &'a [u8]); 2],
+}
+
+impl Op<'_> {
+    fn rotation(&self, side: Side) -> Option<rotate::Head> {
+        let side = &self.plan.sides[side as usize];
+        side.rotated.then(|| rotate::Head::new(side.head_dim).expect("checked by Plan::new"))
+    }
+
+    /// One unit's partial results into `values`.
+    fn run(&self, unit: &Unit, segment: &Segment, q: &Tensor, scratch: &mut Scratch, values: &mut [f32]) {
+        let [k_dim, _] = self.plan.shape.head_dim;
+        let queries = unit.rows.len() * self.group;
+        // Queries of this KV head, row by row, scaled and in the keys' domain.
+        scratch.q.clear();
+        for row in unit.rows.clone() {
+            scratch.q.extend_from_slice(&q.row(row)[unit.kv_head * self.group * k_dim..][..self.group * k_dim]);
+        }
+        if let Some(rotation) = self.rotation(Side::K) {
+            rotation.forward(&mut scratch.q);
+        }
+        elementwise::scale(self.level, self.attention.scale, &mut scratch.q);
+
+        let (state, out) = values.split_at_mut(2 * queries);
+        state.as_chunks_mut::<2>().0.fill([f32::NEG_INFINITY, 0.0]);
+        out.fill(0.0);
+        let first = segment.position() + unit.rows.start - segment.rows.start;
+        let positions = first..first + unit.rows.len();
+        for span in &segment.sequence.spans(self.plan.window_class)[unit.spans.clone()] {
+            self.piece(&self.sealed(*span, unit.kv_head), &positions, scratch, state, out);
+        }
+        if unit.tail {
+            let sequence = segment.sequence;
+            let page = self.store.plan.page;
+            for from in (0..sequence.tail_len()).step_by(page) {
+                let tokens = page.min(sequence.tail_len() - from);
+                let sides = Side::BOTH.map(|side| {
+                    let tail = self.store.tail(sequence.slot, self.attention.layer, side);
+                    (tail.format(), &[][..], tail.rows(unit.kv_head, from, tokens))
+                });
+                let piece = Piece { start: sequence.tail_start() + from, tokens, sides };
+                self.piece(&piece, &positions, scratch, state, out);
+            }
+        }
+    }
+
+    fn sealed(&self, span: Span, kv_head: usize) -> Piece<'_> {
+        let sides = Side::BOTH.map(|side| {
+            let part = self.store.part(span, self.attention.layer, side);
+            let (mean, blocks) = part.head(&self.plan.sides[side as usize], kv_head);
+            (part.format, mean, blocks)
+        });
+        Piece { start: span.start, tokens: span.len, sides }
+    }
+
+    /// Adds a piece's keys and values to the running results of queries at `positions`.
+    fn piece(&self, piece: &Piece, positions: &Range<usize>, scratch: &mut Scratch, state: &mut [f32], out: &mut [f32]) {
+        let (level, group) = (self.level, self.group);
+        let [k_dim, v_dim] = self.plan.shape.head_dim;
+        let end = piece.start + piece.tokens;
+        let window = self.plan.shape.window.unwrap_or(usize::MAX);
+        // Nobody sees it: all keys come after the last query, or have left the first one's window.
+        if piece.start >= positions.end || end.saturating_add(window) <= positions.start + 1 {
+            return;
+        }
+        let queries = positions.len() * group;
+        let in_registers = queries <= REGISTER_QUERIES;
+        let Scratch { q, scores, tile, mean } = scratch;
+        scores.resize(queries * piece.tokens, 0.0);
+
+        let (format, k_mean, blocks) = piece.sides[0];
+        let kernels = (format.kernels)(level);
+        read_mean(k_mean, mean);
+        if in_registers {
+            (kernels.scores)(blocks, piece.tokens, k_dim, q, scores);
+            if !mean.is_empty() {
+                elementwise::add_dots(level, q, mean, piece.tokens, scores);
+            }
+        } else {
+            tile.resize(piece.tokens * k_dim, 0.0);
+            (kernels.decode_tile)(blocks, piece.tokens, k_dim, tile);
+            add_mean(level, mean, tile);
+            attend::scores_tile(level, tile, piece.tokens, k_dim, q, scores);
+        }
+        if let Some(cap) = self.attention.softcap {
+            elementwise::softcap(level, cap, scores);
+        }
+        let masked = end > positions.start + 1 || piece.start.saturating_add(window) < positions.end;
+        if masked {
+            for (position, scores) in positions.clone().zip(scores.chunks_exact_mut(group * piece.tokens)) {
+                let visible = (position + 1).saturating_sub(window).max(piece.start)..end.min(position + 1);
+                for scores in scores.chunks_exact_mut(piece.tokens) {
+                    for (key, score) in (piece.start..end).zip(scores) {
+                        if !visible.contains(&key) {
+                            *score = f32::NEG_INFINITY;
+                        }
+                    }
+                }
+            }
+        }
+        dispatch!(level, |isa| {
+            let states = state.as_chunks_mut::<2>().0.iter_mut();
+            for ((scores, [max, sum]), out) in
+                scores.chunks_exact_mut(piece.tokens).zip(states).zip(out.chunks_exact_mut(v_dim))
+            {
+                let factor = math::softmax_step(isa, scores, max, sum);
+                if factor != 1.0 {
+                    isa.run(
+                        #[inline(always)]
+                        || math::map(isa, out, |x| isa.mul(x, isa.splat(factor))),
+                    );
+                }
+            }
+        });
+
+        let (format, v_mean, blocks) = piece.sides[1];
+        let kernels = (format.kernels)(level);
+        read_mean(v_mean, mean);
+        if in_registers {
+            (kernels.accumulate)(blocks, piece.tokens, v_dim, scores, out);
+            if !mean.is_empty() {
+                for (weights, out) in scores.chunks_exact(piece.tokens).zip(out.chunks_exact_mut(v_dim)) {
+                    elementwise::add_scaled(level, weights.iter().sum(), mean, out);
+                }
+            }
+        } else {
+            tile.resize(piece.tokens * v_dim, 0.0);
+            (kernels.decode_tile)(blocks, piece.tokens, v_dim, tile);
+            add_mean(level, mean, tile);
+            attend::accumulate_tile(level, tile, piece.tokens, v_dim, scores, out);
+        }
+    }
+}
+
+fn read_mean(bytes: &[u8], mean: &mut Vec<f32>) {
+    mean.clear();
+    mean.extend(bytes.as_chunks::<2>().0.iter().map(|b| f16::from_le_bytes(*b).to_f32()));
+}
+
+fn add_mean(level: Level, mean: &[f32], tile: &mut [f32]) {
+    if !mean.is_empty() {
+        tile.chunks_exact_mut(mean.len()).for_each(|row| elementwise::add(level, mean, row));
+    }
+}

@@ -1,0 +1,90 @@
+//! Ops on single rows, over any instruction set.
+
+use torque_backend::{Activation, RopePairs};
+use torque_quant::math;
+use torque_simd::{Isa, Level, dispatch};
+
+/// Runs a body compiled for an instruction set.
+macro_rules! on {
+    ($level:expr, |$isa:ident| $body:expr) => {
+        dispatch!($level, |$isa| $isa.run(#[inline(always)] || $body))
+    };
+}
+
+/// `x += y`.
+pub fn add(level: Level, y: &[f32], x: &mut [f32]) {
+    on!(level, |isa| math::zip(isa, x, y, |x, y| isa.add(x, y)));
+}
+
+/// `x *= factor`.
+pub fn scale(level: Level, factor: f32, x: &mut [f32]) {
+    on!(level, |isa| math::map(isa, x, |x| isa.mul(x, isa.splat(factor))));
+}
+
+/// `x += factor·y`.
+pub fn add_scaled(level: Level, factor: f32, y: &[f32], x: &mut [f32]) {
+    on!(level, |isa| math::zip(isa, x, y, |x, y| isa.fma(y, isa.splat(factor), x)));
+}
+
+/// `x = c·tanh(x/c)`.
+pub fn softcap(level: Level, c: f32, x: &mut [f32]) {
+    on!(level, |isa| {
+        let (c, inverse) = (isa.splat(c), isa.splat(1.0 / c));
+        math::map(isa, x, |x| isa.mul(c, math::tanh(isa, isa.mul(x, inverse))))
+    });
+}
+
+/// `gate = activation(gate)·up`.
+pub fn glu(level: Level, activation: Activation, up: &[f32], gate: &mut [f32]) {
+    match activation {
+        Activation::Silu => on!(level, |isa| math::zip(isa, gate, up, |g, u| isa.mul(math::silu(isa, g), u))),
+        Activation::Gelu => on!(level, |isa| math::zip(isa, gate, up, |g, u| isa.mul(math::gelu(isa, g), u))),
+    }
+}
+
+/// Root-mean-square norm of every group as wide as the weight.
+pub fn rms_norm(level: Level, weight: &[f32], eps: f32, x: &mut [f32]) {
+    on!(level, |isa| for group in x.chunks_exact_mut(weight.len()) {
+        let factor = 1.0 / (sum_of_squares(isa, group) / weight.len() as f32 + eps).sqrt();
+        math::zip(isa, group, weight, |x, w| isa.mul(isa.mul(x, isa.splat(factor)), w));
+    });
+}
+
+#[inline(always)]
+fn sum_of_squares<I: Isa>(isa: I, x: &[f32]) -> f32 {
+    let (chunks, rest) = x.as_chunks::<16>();
+    let sum = chunks.iter().fold(isa.splat(0.0), |sum, x| isa.fma(isa.load(x), isa.load(x), sum));
+    isa.sum(sum) + rest.iter().map(|x| x * x).sum::<f32>()
+}
+
+/// `q·m` for every q of `m.len()` values, added to the q's row of `out`, which is `width` wide.
+pub fn add_dots(level: Level, q: &[f32], m: &[f32], width: usize, out: &mut [f32]) {
+    on!(level, |isa| for (q, row) in q.chunks_exact(m.len()).zip(out.chunks_exact_mut(width)) {
+        let (q, m) = (q.as_chunks::<16>().0, m.as_chunks::<16>().0);
+        let sum = q.iter().zip(m).fold(isa.splat(0.0), |sum, (q, m)| isa.fma(isa.load(q), isa.load(m), sum));
+        let dot = isa.splat(isa.sum(sum));
+        math::map(isa, row, |x| isa.add(x, dot));
+    });
+}
+
+/// Rotates the pairs of every head.
+pub fn rope(level: Level, pairs: RopePairs, cos_sin: &[[f32; 2]], head_dim: usize, x: &mut [f32]) {
+    on!(level, |isa| {
+        let _ = isa;
+        for head in x.chunks_exact_mut(head_dim) {
+            match pairs {
+                RopePairs::Interleaved => {
+                    for ([a, b], [cos, sin]) in head.as_chunks_mut::<2>().0.iter_mut().zip(cos_sin) {
+                        (*a, *b) = (*a * cos - *b * sin, *a * sin + *b * cos);
+                    }
+                }
+                RopePairs::Halves => {
+                    let (low, high) = head[..2 * cos_sin.len()].split_at_mut(cos_sin.len());
+                    for ((a, b), [cos, sin]) in low.iter_mut().zip(high).zip(cos_sin) {
+                        (*a, *b) = (*a * cos - *b * sin, *a * sin + *b * cos);
+                    }
+                }
+            }
+        }
+    });
+}

@@ -1,0 +1,90 @@
+//! The kernels of a format, chosen for an instruction set at run time.
+
+use crate::gemm::Matrix;
+use crate::{Format, attend, dot, gemm};
+use torque_simd::{Isa, Level, dispatch};
+
+/// What a format and an instruction set can do, as functions. Shapes are those of the functions named.
+#[derive(Clone, Copy, Debug)]
+pub struct Kernels {
+    /// [`dot::matvec`]: `(rows, cols, x, tokens, out)`.
+    pub matvec: fn(&[u8], usize, &[f32], usize, &mut [f32]),
+    /// [`gemm::matmul`]: `(rows, cols, x, tokens, panel, out)`.
+    pub matmul: fn(&[u8], usize, &[f32], usize, &mut [f32], &mut [f32]),
+    /// [`gemm::decode_rows`]: `(rows, cols, out)`.
+    pub decode_rows: fn(&[u8], usize, &mut [f32]),
+    /// [`attend::scores`]: `(part, tokens, head_dim, q, out)`.
+    pub scores: fn(&[u8], usize, usize, &[f32], &mut [f32]),
+    /// [`attend::accumulate`]: `(part, tokens, head_dim, weights, out)`.
+    pub accumulate: fn(&[u8], usize, usize, &[f32], &mut [f32]),
+    /// [`attend::decode_tile`]: `(part, tokens, head_dim, out)`.
+    pub decode_tile: fn(&[u8], usize, usize, &mut [f32]),
+}
+
+impl Kernels {
+    /// The kernels of a format.
+    ///
+    /// # Panics
+    ///
+    /// If the processor lacks the level.
+    pub fn of<F: Format>(level: Level) -> Kernels {
+        dispatch!(level, |isa| Kernels::with::<F, _>(isa))
+    }
+
+    fn with<F: Format, I: Isa>(_: I) -> Kernels {
+        Kernels {
+            matvec: |rows, cols, x, tokens, out| dot::matvec::<F, I>(isa(), rows, cols, x, tokens, out),
+            matmul: |rows, cols, x, tokens, panel, out| {
+                gemm::matmul::<F, I>(isa(), rows, cols, x, tokens, panel, out)
+            },
+            decode_rows: |rows, cols, out| gemm::decode_rows::<F, I>(isa(), rows, cols, out),
+            scores: |part, tokens, head_dim, q, out| {
+                attend::scores::<F, I>(isa(), part, tokens, head_dim, q, out)
+            },
+            accumulate: |part, tokens, head_dim, weights, out| {
+                attend::accumulate::<F, I>(isa(), part, tokens, head_dim, weights, out)
+            },
+            decode_tile: |part, tokens, head_dim, out| {
+                attend::decode_tile::<F, I>(isa(), part, tokens, head_dim, out)
+            },
+        }
+    }
+}
+
+/// The instruction set of a function pointer, which cannot hold a value.
+#[inline(always)]
+fn isa<I: Isa>() -> I {
+    I::new().expect("kernels are chosen for a level that the processor has")
+}
+
+/// Products of floats, which no format takes part in.
+#[derive(Clone, Copy, Debug)]
+pub struct FloatKernels {
+    /// [`gemm::product`]: `(x, w, columns, out)`.
+    pub product: fn(Matrix<'_>, Matrix<'_>, usize, &mut [f32]),
+    /// [`attend::accumulate_tile`]: `(v, tokens, head_dim, weights, out)`.
+    pub accumulate_tile: fn(&[f32], usize, usize, &[f32], &mut [f32]),
+    /// [`crate::math::softmax_step`]: `(scores, max, sum) -> factor`.
+    pub softmax_step: fn(&mut [f32], &mut f32, &mut f32) -> f32,
+}
+
+impl FloatKernels {
+    /// The kernels of a level.
+    ///
+    /// # Panics
+    ///
+    /// If the processor lacks the level.
+    pub fn of(level: Level) -> FloatKernels {
+        dispatch!(level, |isa| FloatKernels::with(isa))
+    }
+
+    fn with<I: Isa>(_: I) -> FloatKernels {
+        FloatKernels {
+            product: |x, w, columns, out| gemm::product::<I>(isa(), x, w, columns, out),
+            accumulate_tile: |v, tokens, head_dim, weights, out| {
+                attend::accumulate_tile::<I>(isa(), v, tokens, head_dim, weights, out)
+            },
+            softmax_step: |scores, max, sum| crate::math::softmax_step::<I>(isa(), scores, max, sum),
+        }
+    }
+}
