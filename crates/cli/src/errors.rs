@@ -35,14 +35,17 @@ pub fn error(error: &anyhow::Error) {
 
 /// Writes what went wrong; the exit status it means.
 pub fn report(error: &anyhow::Error) -> ExitCode {
-    let reader_gone = |cause: &(dyn std::error::Error + 'static)| {
-        cause.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe)
-    };
-    if error.chain().any(reader_gone) {
+    if is_reader_gone(error) {
         return ExitCode::SUCCESS;
     }
     self::error(error);
     ExitCode::FAILURE
+}
+
+/// Whether nobody reads the output any more, as in `torque … | head -1`.
+pub fn is_reader_gone(error: &anyhow::Error) -> bool {
+    let mut causes = error.chain().filter_map(|cause| cause.downcast_ref::<io::Error>());
+    causes.any(|cause| cause.kind() == io::ErrorKind::BrokenPipe)
 }
 
 /// The causes of an error in one line, without those that the one above them has told already.

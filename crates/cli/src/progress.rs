@@ -39,11 +39,6 @@ impl Progress {
     pub fn set(&self, done: usize) {
         self.bar.set_position(done as u64);
     }
-
-    /// What is being done.
-    pub fn label(&self, label: impl Into<String>) {
-        self.bar.set_message(label.into());
-    }
 }
 
 impl Drop for Progress {

@@ -5,7 +5,7 @@ use crate::progress::Progress;
 use crate::table::Table;
 use crate::text::count;
 use crate::{interrupt, model};
-use anyhow::{Result, anyhow};
+use anyhow::Result;
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use serde::Serialize;

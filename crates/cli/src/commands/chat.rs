@@ -73,9 +73,17 @@ impl Chat {
         if self.verbose {
             report::verbose(&engine, &session, &options.policy)?;
         }
-        let system = self.system_prompt.clone();
-        let mut conversation =
-            Conversation { chat: &self, engine: &engine, template, session, policy: options.policy, system, ..Conversation::empty() };
+        let mut conversation = Conversation {
+            chat: &self,
+            engine: &engine,
+            template,
+            session,
+            policy: options.policy,
+            system: self.system_prompt.clone(),
+            messages: Vec::new(),
+            answers: 0,
+            speed: None,
+        };
         let mut input = Input::open()?;
         if input.is_terminal() {
             let (name, parameters) = (&engine.config().name, count(engine.parameters()));

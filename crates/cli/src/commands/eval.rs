@@ -1,17 +1,16 @@
 //! `torque eval`: how good the numbers are.
 
-use crate::errors;
-use crate::flags::{DeviceFlags, KvFlags, ModelFlags, PolicyFlags, backend, positive};
+use crate::flags::{DeviceFlags, ModelFlags, PolicyFlags, positive};
 use crate::progress::Progress;
 use crate::{model, text};
-use anyhow::{Result, anyhow};
+use anyhow::Result;
 use clap::{Args, Subcommand};
 use serde_json::json;
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use torque_engine::tokenizer::Encode;
-use torque_engine::{BackendKind, EngineOptions, SessionOptions, evaluate};
+use torque_engine::{SessionOptions, evaluate};
 
 /// Measure quality: against recorded logits, or as perplexity of a text
 #[derive(Args)]
@@ -84,16 +83,11 @@ impl Perplexity {
             batch: self.batch_size,
             policy: self.policy.policy("f16")?,
         };
-        let progress = Progress::new("scoring", tokens.len() / self.ctx_size, "chunks");
-        let mut line = io::stderr();
-        let result = evaluate::perplexity(&engine, &tokens, self.ctx_size, self.chunks, &options, &mut |done, of, so_far| {
-            progress.length(of);
-            progress.set(done);
-            progress.label(format!("PPL {:.4}", so_far.value()));
-            let _ = (progress.is_hidden()).then(|| write!(line, "[{done}]{:.4},", so_far.value()));
-        });
-        drop(progress);
-        let perplexity = result?;
+        let perplexity =
+            evaluate::perplexity(&engine, &tokens, self.ctx_size, self.chunks, &options, &mut |done, of, so_far| {
+                let end = if done == of { "\n" } else { "," };
+                let _ = write!(io::stderr(), "[{done}]{:.4}{end}", so_far.value());
+            })?;
         if self.json {
             let json = json!({
                 "perplexity": perplexity.value(),
@@ -116,7 +110,7 @@ impl Perplexity {
 /// The reference is a safetensors file with `tokens` and one row of logits for each. Without flags, this checks the model
 /// itself: the scalar backend with an f32 cache.
 #[derive(Args)]
-#[command(after_help = REFERENCE_EXAMPLES)]
+#[command(after_help = REFERENCE_EXAMPLES, mut_arg("backend", |backend| backend.default_value("scalar")))]
 struct Reference {
     /// Model file
     model: PathBuf,
@@ -128,15 +122,8 @@ struct Reference {
     /// Leave out tokens whose routing to experts is closer than this to another: `router_margin` in the reference
     #[arg(long, value_name = "X")]
     router_margin: Option<f32>,
-    /// What computes
-    #[arg(long, value_name = "NAME", default_value = "scalar", value_parser = backend())]
-    backend: BackendKind,
-    /// CPU threads
-    #[arg(short, long, value_name = "N", value_parser = positive)]
-    threads: Option<usize>,
-    /// Instruction set of the CPU backend
-    #[arg(long, value_name = "NAME")]
-    isa: Option<String>,
+    #[command(flatten)]
+    device: DeviceFlags,
     /// Tokens processed at once
     #[arg(short, long, value_name = "N", default_value_t = 512, value_parser = positive)]
     batch_size: usize,
@@ -155,9 +142,8 @@ Examples:
 
 impl Reference {
     fn run(self) -> Result<ExitCode> {
-        let options = EngineOptions { backend: self.backend, threads: self.threads, isa: self.isa.clone() };
         let policy = self.policy.policy("f32")?;
-        let engine = model::open_file(&self.model, &options)?;
+        let engine = model::open_file(&self.model, &self.device.options())?;
         let reference = evaluate::Reference::read(&self.reference)?;
         let margins = match self.router_margin {
             Some(least) => Some((least, reference.floats("router_margin")?)),

@@ -10,7 +10,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 use std::time::Instant;
 use torque_engine::tokenizer::Encode;
-use torque_engine::{Engine, Finish, Generation, Request, Session, generate};
+use torque_engine::{Finish, Request, Session, generate};
 
 /// Continue a text
 ///
@@ -75,7 +75,7 @@ impl Run {
         }
         interrupt::catch();
         let engine = model::open(&self.model)?;
-        let mut sampler = self.sampling.sampler(&engine)?;
+        let mut sampler = self.sampling.sampler(&engine, 0)?;
         let mut session = engine.session(&options)?;
         if self.output.verbose {
             report::verbose(&engine, &session, &options.policy)?;

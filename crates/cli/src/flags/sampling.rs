@@ -110,9 +110,10 @@ impl SamplingFlags {
         Ok(params)
     }
 
-    /// The sampler of a model.
-    pub fn sampler(&self, engine: &Engine) -> Result<Sampler, sampler::Error> {
+    /// The sampler of a model, for one of several answers: each has random numbers of its own.
+    pub fn sampler(&self, engine: &Engine, answer: u64) -> Result<Sampler, sampler::Error> {
         let mut params = self.params()?;
+        params.seed = params.seed.map(|seed| seed.wrapping_add(answer));
         if params.dry_multiplier > 0.0 {
             params.dry_sequence_breakers = self.breakers(engine.tokenizer());
         }
