@@ -14,7 +14,8 @@ use std::ops::Range;
 use torque_backend::host::{Store, Tensor};
 use torque_backend::{Attention, Segment};
 use torque_kv::{LayerPlan, Side, Span};
-use torque_quant::{FormatOps, attend, math, rotate};
+use torque_quant::gemm::Matrix;
+use torque_quant::{FloatKernels, FormatOps, rotate};
 use torque_simd::{Isa, Level, dispatch};
 
 /// Query rows of a unit.
@@ -35,8 +36,6 @@ struct Unit {
     /// Indices into the spans the layer holds.
     spans: Range<usize>,
     tail: bool,
-    /// Where its partial results start.
-    at: usize,
 }
 
 /// Partial results: for each unit, `[queries]` of (maximum, sum), then `[queries, head_dim]`.
@@ -44,6 +43,8 @@ struct Unit {
 pub struct Partials {
     units: Vec<Unit>,
     values: Vec<f32>,
+    /// Values of a unit, the same for all.
+    unit_size: usize,
 }
 
 #[derive(Default)]
@@ -59,7 +60,14 @@ thread_local! {
 }
 
 /// Writes keys and values of a segment to its tail.
-pub fn append(pool: &Pool, level: Level, store: &mut Store, layer: usize, segment: &Segment, kv: [&Tensor; 2]) {
+pub fn append(
+    pool: &Pool,
+    level: Level,
+    store: &mut Store,
+    layer: usize,
+    segment: &Segment,
+    kv: [&Tensor; 2],
+) {
     let first = segment.position() - segment.sequence.tail_start();
     for (tail, tokens) in store.tails_mut(segment.sequence.slot, layer).iter_mut().zip(kv) {
         let (rotation, format) = (tail.rotation().cloned(), tail.format());
@@ -112,25 +120,26 @@ pub fn attention(
     let plan = &store.plan.layers[attention.layer];
     let group = attention.heads / plan.shape.heads;
     let v_dim = plan.shape.head_dim[1];
-    let Partials { units, values } = partials;
-    plan_units(units, values, plan, group, segments);
+    partials.plan(plan, group, segments);
+    let Partials { units, values, unit_size } = partials;
 
-    let op = Op { level, store, attention, plan, group };
-    pool.for_parts(values, units, |unit| unit.at, |unit, values| {
+    let op = Op { level, float: FloatKernels::of(level), store, attention, plan, group };
+    pool.for_chunks(values, *unit_size, |i, values| {
+        let unit = &units[i];
         SCRATCH.with_borrow_mut(|scratch| op.run(unit, &segments[unit.segment], q, scratch, values));
     });
 
     // Merge: one job a row.
-    let (width, units, values) = (out.width(), &*units, &*values);
+    let (width, units, values, unit_size) = (out.width(), &*units, &*values, *unit_size);
     let v_rotation = op.rotation(Side::V);
     let merge_row = |row: usize, out: &mut [f32]| {
         for (head, out) in out.chunks_exact_mut(v_dim).enumerate() {
-            let of_head = units.iter().filter(|u| u.kv_head == head / group && u.rows.contains(&row));
-            let parts = of_head.map(|unit| {
-                let queries = unit.rows.len() * group;
+            let of_head = units.iter().zip(values.chunks_exact(unit_size));
+            let of_head = of_head.filter(|(u, _)| u.kv_head == head / group && u.rows.contains(&row));
+            let parts = of_head.map(|(unit, values)| {
+                let (state, out) = values.split_at(2 * unit.rows.len() * group);
                 let query = (row - unit.rows.start) * group + head % group;
-                let state = &values[unit.at..][..queries * (2 + v_dim)];
-                (state[2 * query], state[2 * query + 1], &state[2 * queries + query * v_dim..][..v_dim])
+                (state[2 * query], state[2 * query + 1], &out[query * v_dim..][..v_dim])
             });
             let sink = attention.sinks.map(|sinks| sinks[head]);
             let max = parts.clone().map(|(max, ..)| max).chain(sink).fold(f32::NEG_INFINITY, f32::max);
@@ -154,34 +163,35 @@ pub fn attention(
     }
 }
 
-/// Cuts the work into units, the same way whatever the number of threads.
-fn plan_units(units: &mut Vec<Unit>, values: &mut Vec<f32>, plan: &LayerPlan, group: usize, segments: &[Segment]) {
-    units.clear();
-    let mut at = 0;
-    for (index, segment) in segments.iter().enumerate() {
-        let spans = segment.sequence.spans(plan.window_class).len();
-        let few = segment.rows.len() <= FEW_ROWS;
-        let run = if few { RUN } else { spans.max(1) };
-        for kv_head in 0..plan.shape.heads {
-            for first_row in segment.rows.clone().step_by(ROWS) {
-                let rows = first_row..segment.rows.end.min(first_row + ROWS);
-                let size = rows.len() * group * (2 + plan.shape.head_dim[1]);
-                // The tail goes with the last run.
-                let runs = spans.div_ceil(run).max(1);
-                for i in 0..runs {
-                    let spans = i * run..spans.min((i + 1) * run);
-                    let rows = rows.clone();
-                    units.push(Unit { segment: index, kv_head, rows, spans, tail: i + 1 == runs, at });
-                    at += size;
+impl Partials {
+    /// Cuts the work into units, the same way whatever the number of threads.
+    fn plan(&mut self, plan: &LayerPlan, group: usize, segments: &[Segment]) {
+        self.units.clear();
+        for (index, segment) in segments.iter().enumerate() {
+            let spans = segment.sequence.spans(plan.window_class).len();
+            let run = if segment.rows.len() <= FEW_ROWS { RUN } else { spans.max(1) };
+            let runs = spans.div_ceil(run).max(1);
+            for kv_head in 0..plan.shape.heads {
+                for first in segment.rows.clone().step_by(ROWS) {
+                    let rows = first..segment.rows.end.min(first + ROWS);
+                    for i in 0..runs {
+                        let spans = i * run..spans.min((i + 1) * run);
+                        // The tail goes with the last run.
+                        let tail = i + 1 == runs;
+                        self.units.push(Unit { segment: index, kv_head, rows: rows.clone(), spans, tail });
+                    }
                 }
             }
         }
+        let rows = self.units.iter().map(|unit| unit.rows.len()).max().unwrap_or(0);
+        self.unit_size = (rows * group * (2 + plan.shape.head_dim[1])).max(1);
+        self.values.resize(self.units.len() * self.unit_size, 0.0);
     }
-    values.resize(at, 0.0);
 }
 
 struct Op<'a> {
     level: Level,
+    float: FloatKernels,
     store: &'a Store,
     attention: &'a Attention<'a, Vec<f32>>,
     plan: &'a LayerPlan,
@@ -192,7 +202,10 @@ struct Op<'a> {
 struct Piece<'a> {
     /// Position of the first token.
     start: usize,
+    /// Tokens stored.
     tokens: usize,
+    /// Tokens that belong to the sequence: the first of those.
+    len: usize,
     /// K, V: format, page mean (f16), blocks.
     sides: [(&'static FormatOps, &'a [u8], &'a [u8]); 2],
 }
@@ -210,7 +223,9 @@ impl Op<'_> {
         // Queries of this KV head, row by row, scaled and in the keys' domain.
         scratch.q.clear();
         for row in unit.rows.clone() {
-            scratch.q.extend_from_slice(&q.row(row)[unit.kv_head * self.group * k_dim..][..self.group * k_dim]);
+            scratch
+                .q
+                .extend_from_slice(&q.row(row)[unit.kv_head * self.group * k_dim..][..self.group * k_dim]);
         }
         if let Some(rotation) = self.rotation(Side::K) {
             rotation.forward(&mut scratch.q);
@@ -218,6 +233,7 @@ impl Op<'_> {
         elementwise::scale(self.level, self.attention.scale, &mut scratch.q);
 
         let (state, out) = values.split_at_mut(2 * queries);
+        let out = &mut out[..queries * self.plan.shape.head_dim[1]];
         state.as_chunks_mut::<2>().0.fill([f32::NEG_INFINITY, 0.0]);
         out.fill(0.0);
         let first = segment.position() + unit.rows.start - segment.rows.start;
@@ -234,7 +250,7 @@ impl Op<'_> {
                     let tail = self.store.tail(sequence.slot, self.attention.layer, side);
                     (tail.format(), &[][..], tail.rows(unit.kv_head, from, tokens))
                 });
-                let piece = Piece { start: sequence.tail_start() + from, tokens, sides };
+                let piece = Piece { start: sequence.tail_start() + from, tokens, len: tokens, sides };
                 self.piece(&piece, &positions, scratch, state, out);
             }
         }
@@ -246,14 +262,21 @@ impl Op<'_> {
             let (mean, blocks) = part.head(&self.plan.sides[side as usize], kv_head);
             (part.format, mean, blocks)
         });
-        Piece { start: span.start, tokens: span.len, sides }
+        Piece { start: span.start, tokens: self.store.plan.page, len: span.len, sides }
     }
 
     /// Adds a piece's keys and values to the running results of queries at `positions`.
-    fn piece(&self, piece: &Piece, positions: &Range<usize>, scratch: &mut Scratch, state: &mut [f32], out: &mut [f32]) {
+    fn piece(
+        &self,
+        piece: &Piece,
+        positions: &Range<usize>,
+        scratch: &mut Scratch,
+        state: &mut [f32],
+        out: &mut [f32],
+    ) {
         let (level, group) = (self.level, self.group);
         let [k_dim, v_dim] = self.plan.shape.head_dim;
-        let end = piece.start + piece.tokens;
+        let end = piece.start + piece.len;
         let window = self.plan.shape.window.unwrap_or(usize::MAX);
         // Nobody sees it: all keys come after the last query, or have left the first one's window.
         if piece.start >= positions.end || end.saturating_add(window) <= positions.start + 1 {
@@ -276,17 +299,20 @@ impl Op<'_> {
             tile.resize(piece.tokens * k_dim, 0.0);
             (kernels.decode_tile)(blocks, piece.tokens, k_dim, tile);
             add_mean(level, mean, tile);
-            attend::scores_tile(level, tile, piece.tokens, k_dim, q, scores);
+            let matrix = |values, rows| Matrix { values, stride: k_dim, rows };
+            (self.float.product)(matrix(q, queries), matrix(tile, piece.tokens), k_dim, scores);
         }
         if let Some(cap) = self.attention.softcap {
             elementwise::softcap(level, cap, scores);
         }
-        let masked = end > positions.start + 1 || piece.start.saturating_add(window) < positions.end;
+        let masked = piece.len < piece.tokens
+            || end > positions.start + 1
+            || piece.start.saturating_add(window) < positions.end;
         if masked {
             for (position, scores) in positions.clone().zip(scores.chunks_exact_mut(group * piece.tokens)) {
                 let visible = (position + 1).saturating_sub(window).max(piece.start)..end.min(position + 1);
                 for scores in scores.chunks_exact_mut(piece.tokens) {
-                    for (key, score) in (piece.start..end).zip(scores) {
+                    for (key, score) in (piece.start..).zip(scores) {
                         if !visible.contains(&key) {
                             *score = f32::NEG_INFINITY;
                         }
@@ -294,20 +320,15 @@ impl Op<'_> {
                 }
             }
         }
-        dispatch!(level, |isa| {
-            let states = state.as_chunks_mut::<2>().0.iter_mut();
-            for ((scores, [max, sum]), out) in
-                scores.chunks_exact_mut(piece.tokens).zip(states).zip(out.chunks_exact_mut(v_dim))
-            {
-                let factor = math::softmax_step(isa, scores, max, sum);
-                if factor != 1.0 {
-                    isa.run(
-                        #[inline(always)]
-                        || math::map(isa, out, |x| isa.mul(x, isa.splat(factor))),
-                    );
-                }
+        let states = state.as_chunks_mut::<2>().0.iter_mut();
+        for ((scores, [max, sum]), out) in
+            scores.chunks_exact_mut(piece.tokens).zip(states).zip(out.chunks_exact_mut(v_dim))
+        {
+            let factor = (self.float.softmax_step)(scores, max, sum);
+            if factor != 1.0 {
+                elementwise::scale(level, factor, out);
             }
-        });
+        }
 
         let (format, v_mean, blocks) = piece.sides[1];
         let kernels = (format.kernels)(level);
@@ -323,7 +344,7 @@ impl Op<'_> {
             tile.resize(piece.tokens * v_dim, 0.0);
             (kernels.decode_tile)(blocks, piece.tokens, v_dim, tile);
             add_mean(level, mean, tile);
-            attend::accumulate_tile(level, tile, piece.tokens, v_dim, scores, out);
+            (self.float.accumulate_tile)(tile, piece.tokens, v_dim, scores, out);
         }
     }
 }

@@ -7,7 +7,10 @@ use torque_simd::{Isa, Level, dispatch};
 /// Runs a body compiled for an instruction set.
 macro_rules! on {
     ($level:expr, |$isa:ident| $body:expr) => {
-        dispatch!($level, |$isa| $isa.run(#[inline(always)] || $body))
+        dispatch!($level, |$isa| $isa.run(
+            #[inline(always)]
+            || $body
+        ))
     };
 }
 

@@ -10,6 +10,7 @@ mod attention;
 mod elementwise;
 mod experts;
 mod linear;
+#[allow(unsafe_code, reason = "workers take disjoint parts of one array")]
 mod pool;
 
 pub use pool::Pool;
@@ -18,9 +19,7 @@ use attention::Partials;
 use linear::Matrix;
 use std::sync::Mutex;
 use torque_backend::host::{SealJob, Store, Tensor};
-use torque_backend::{
-    Activation, Angles, Attention, Backend, Experts, MatrixData, Routing, Segment,
-};
+use torque_backend::{Activation, Angles, Attention, Backend, Experts, MatrixData, Routing, Segment};
 use torque_kv::{Freed, Plan, Sequence, Span};
 use torque_simd::Level;
 
@@ -147,7 +146,14 @@ impl Backend for Cpu {
     fn take_rows(&self, x: &Tensor, rows: &[usize], out: &mut Tensor) {
         rows.iter().enumerate().for_each(|(i, &row)| out.row_mut(i).copy_from_slice(x.row(row)));
     }
-    fn experts(&self, experts: &Experts<Matrix>, routing: &Routing, router: &Tensor, x: &Tensor, out: &mut Tensor) {
+    fn experts(
+        &self,
+        experts: &Experts<Matrix>,
+        routing: &Routing,
+        router: &Tensor,
+        x: &Tensor,
+        out: &mut Tensor,
+    ) {
         experts::run(&self.pool, self.level, experts, routing, router, x, out);
     }
 
@@ -169,7 +175,9 @@ impl Backend for Cpu {
         attention::attention(&self.pool, self.level, &mut partials, store, attention, segments, q, out);
     }
     fn seal(&self, store: &mut Store, sequence: &Sequence, span: Span) {
-        store.seal(sequence, span, |jobs| self.pool.for_chunks(jobs, 1, |_, job| job.iter_mut().for_each(SealJob::run)));
+        store.seal(sequence, span, |jobs| {
+            self.pool.for_chunks(jobs, 1, |_, job| job.iter_mut().for_each(SealJob::run))
+        });
     }
     fn free(&self, store: &mut Store, freed: &[Freed]) {
         store.free(freed);

@@ -57,7 +57,7 @@ impl Matrix {
                     (self.kernels.matvec)(weights, columns, &x, tokens, results);
                 } else {
                     panel.resize(torque_quant::gemm::panel_len(count, columns), 0.0);
-                    (self.kernels.matmul)(weights, columns, &x, tokens, results, panel);
+                    (self.kernels.matmul)(weights, columns, &x, tokens, panel, results);
                 }
                 for (t, row) in results.chunks_exact(count).enumerate() {
                     columns_out.row(t).copy_from_slice(row);

@@ -8,7 +8,7 @@
 //! A part is `tokens * head_dim` values one after the other in ordinary blocks, which may straddle two
 //! tokens, or for [`Rotation::Head`] formats in blocks of one rotation group. `head_dim` is a multiple of 16.
 
-use crate::dot::{Affine, sum_all};
+use crate::dot::{Affine, sum_all, vectors};
 use crate::{Format, Rotation, rotate};
 use torque_simd::{Isa, LANES};
 
@@ -61,12 +61,6 @@ impl<'a> Part<'a> {
     }
 }
 
-/// How many sums fit the registers: 16, or 4.
-#[inline(always)]
-const fn wide<I: Isa>() -> bool {
-    I::TILE.0 * I::TILE.1 >= 16
-}
-
 /// `out[i * tokens + t] = Σ_d q[i * head_dim + d] k[t, d]`, neither scaled nor masked.
 pub fn scores<F: Format, I: Isa>(
     isa: I,
@@ -79,21 +73,20 @@ pub fn scores<F: Format, I: Isa>(
     let part = Part::new::<F>(part, tokens, head_dim);
     let queries = q.len() / head_dim;
     assert_eq!((q.len(), out.len()), (queries * head_dim, queries * tokens), "shapes of q and out");
-    let mut i = 0;
-    while i < queries {
+    let width = const { vectors::<I>() };
+    for i in (0..queries).step_by(width) {
         let (q, out) = (&q[i * head_dim..], &mut out[i * tokens..]);
         let left = queries - i;
         isa.run(
             #[inline(always)]
-            || match left {
+            || match const { vectors::<I>() } {
                 1 => scores_of::<F, I, 16, 1>(isa, part, q, out),
-                2 => scores_of::<F, I, 8, 2>(isa, part, q, out),
-                3 | 4 => scores_of::<F, I, 4, 4>(isa, part, q, out),
-                _ if wide::<I>() => scores_of::<F, I, 2, 8>(isa, part, q, out),
-                _ => scores_of::<F, I, 4, 4>(isa, part, q, out),
+                _ if left == 1 => scores_of::<F, I, 16, 1>(isa, part, q, out),
+                4 => scores_of::<F, I, 4, 4>(isa, part, q, out),
+                _ if left <= 4 => scores_of::<F, I, 4, 4>(isa, part, q, out),
+                _ => scores_of::<F, I, 2, 8>(isa, part, q, out),
             },
         );
-        i += if wide::<I>() { 8 } else { 4 };
     }
 }
 
@@ -164,23 +157,21 @@ pub fn accumulate<F: Format, I: Isa>(
         (queries * head_dim, queries * tokens),
         "shapes of out and weights"
     );
-    let mut i = 0;
-    while i < queries {
+    let width = const { vectors::<I>() };
+    for i in (0..queries).step_by(width) {
         let (weights, out) = (&weights[i * tokens..], &mut out[i * head_dim..]);
         let left = queries - i;
         isa.run(
             #[inline(always)]
-            || match left {
-                1 if wide::<I>() => accumulate_in::<F, I, 8, 1>(isa, part, weights, out),
-                1 => accumulate_in::<F, I, 4, 1>(isa, part, weights, out),
-                2 if wide::<I>() => accumulate_in::<F, I, 8, 2>(isa, part, weights, out),
-                2 => accumulate_in::<F, I, 2, 2>(isa, part, weights, out),
-                3 | 4 if wide::<I>() => accumulate_in::<F, I, 4, 4>(isa, part, weights, out),
-                _ if wide::<I>() => accumulate_in::<F, I, 2, 8>(isa, part, weights, out),
-                _ => accumulate_in::<F, I, 1, 4>(isa, part, weights, out),
+            || match const { vectors::<I>() } {
+                1 => accumulate_in::<F, I, 1, 1>(isa, part, weights, out),
+                4 if left == 1 => accumulate_in::<F, I, 4, 1>(isa, part, weights, out),
+                4 => accumulate_in::<F, I, 1, 4>(isa, part, weights, out),
+                _ if left == 1 => accumulate_in::<F, I, 8, 1>(isa, part, weights, out),
+                _ if left <= 4 => accumulate_in::<F, I, 4, 4>(isa, part, weights, out),
+                _ => accumulate_in::<F, I, 2, 8>(isa, part, weights, out),
             },
         );
-        i += if wide::<I>() { 8 } else { 4 };
     }
 }
 
@@ -291,12 +282,10 @@ pub fn accumulate_tile<I: Isa>(
     );
     isa.run(
         #[inline(always)]
-        || {
-            if wide::<I>() {
-                tiles::<I, 6, 4>(isa, v, tokens, head_dim, weights, out);
-            } else {
-                tiles::<I, 2, 2>(isa, v, tokens, head_dim, weights, out);
-            }
+        || match const { vectors::<I>() } {
+            8 => tiles::<I, 6, 4>(isa, v, tokens, head_dim, weights, out),
+            4 => tiles::<I, 2, 2>(isa, v, tokens, head_dim, weights, out),
+            _ => tiles::<I, 1, 1>(isa, v, tokens, head_dim, weights, out),
         },
     );
 }

@@ -12,12 +12,15 @@
 //! Bytes must be equal, decoded values equal to the bit, attention outputs equal to
 //! rounding, as one vector.
 
-use crate::codebook::TURBO4_EQUAL_MASS as PUBLISHED;
+mod attention;
+mod turbo4_published;
+
 use crate::format::{self, Format, FormatOps, Rotation};
-use crate::formats::{Iq4Nl, encode_128, read_f16, write_f16};
+use crate::formats::Iq4Nl;
 use crate::rotate;
+use attention::{Side, attend};
 use safetensors::{Dtype, SafeTensorError, SafeTensors};
-use torque_simd::Isa;
+use turbo4_published::Turbo4Published;
 
 /// What one recorded tensor said.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -262,77 +265,6 @@ impl Vectors<'_> {
     }
 }
 
-/// One side of a recorded cache.
-struct Side {
-    /// `[tokens, row bytes]`
-    bytes: Vec<u8>,
-    /// Decoded: `[tokens, kv_heads, width]`
-    values: Vec<f32>,
-    /// Values of a head: `head_dim`, for rotated formats padded to a multiple of 128.
-    width: usize,
-    rotated: bool,
-}
-
-impl Side {
-    /// `x` `[tokens, kv_heads, head_dim]`.
-    fn write(format: &FormatOps, x: &[f32], kv_heads: usize, head_dim: usize) -> Side {
-        let rotated = format.rotation == Rotation::Head;
-        let width = if rotated { head_dim.next_multiple_of(128) } else { head_dim };
-        let mut values = Vec::new();
-        for head in x.chunks(head_dim) {
-            values.extend_from_slice(head);
-            values.resize(values.len() + width - head_dim, 0.0);
-        }
-        let row = kv_heads * width;
-        let mut bytes = vec![0; format.row_bytes(values.len())];
-        for (x, row) in values.chunks_mut(row).zip(bytes.chunks_mut(format.row_bytes(row))) {
-            format.encode_row(x, row);
-            format.decode_row(row, x);
-        }
-        Side { bytes, values, width, rotated }
-    }
-}
-
-/// Plain attention over decoded caches; `q` `[queries, heads, head_dim]`, answer `[queries, heads, v.width]`.
-fn attend(
-    q: &[f32],
-    k: &Side,
-    v: &Side,
-    mask: &[f32],
-    heads: usize,
-    kv_heads: usize,
-    head_dim: usize,
-) -> Vec<f32> {
-    let tokens = k.values.len() / (kv_heads * k.width);
-    let mut out = Vec::new();
-    for (i, q) in q.chunks(head_dim).enumerate() {
-        let (mask, kv_head) = (&mask[i / heads * tokens..][..tokens], i % heads * kv_heads / heads);
-        let row = |side: &Side, t: usize| (t * kv_heads + kv_head) * side.width;
-        let mut q = q.to_vec();
-        q.resize(k.width, 0.0);
-        if k.rotated {
-            q.chunks_mut(128).for_each(rotate::wht_forward);
-        }
-        let score = |t: usize| {
-            let dot: f32 = q.iter().zip(&k.values[row(k, t)..]).map(|(q, k)| q * k).sum();
-            dot / (head_dim as f32).sqrt() + mask[t]
-        };
-        let scores: Vec<f32> = (0..tokens).map(score).collect();
-        let max = scores.iter().fold(f32::NEG_INFINITY, |max, s| max.max(*s));
-        let weights: Vec<f32> = scores.iter().map(|s| (s - max).exp()).collect();
-        let sum: f32 = weights.iter().sum();
-        let mut y = vec![0.0; v.width];
-        for (t, weight) in weights.iter().enumerate() {
-            y.iter_mut().zip(&v.values[row(v, t)..]).for_each(|(y, v)| *y += weight / sum * v);
-        }
-        if v.rotated {
-            y.chunks_mut(128).for_each(rotate::wht_inverse);
-        }
-        out.extend(y);
-    }
-    out
-}
-
 /// How many bytes of the blocks of `x`, rows of k values, are not as `expected`.
 fn differing_bytes(format: &FormatOps, x: &[f32], expected: &[u8], k: usize) -> usize {
     let mut bytes = vec![0; expected.len()];
@@ -366,44 +298,6 @@ fn count<A, B>(pairs: impl Iterator<Item = (A, B)>, same: impl Fn(A, B) -> bool)
 /// The same bits, or both NaN.
 fn same(a: &f32, b: &f32) -> bool {
     a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan()
-}
-
-/// turbo4 as published: 68 bytes with a reserved field, and levels that are the conditional means of
-/// sixteen cells of equal mass, where Lloyd's iteration starts. It has twice the error of
-/// [`crate::formats::Turbo4`] and exists to be compared with.
-#[doc(hidden)]
-pub struct Turbo4Published;
-
-impl Format for Turbo4Published {
-    const NAME: &'static str = "turbo4";
-    const GGML_TYPE: Option<u32> = None;
-    const BLOCK: usize = 128;
-    const BYTES: usize = 68;
-    const GROUP: usize = 128;
-    const ROTATION: Rotation = Rotation::Head;
-    const WEIGHTS: bool = false;
-
-    fn encode(x: &[f32], block: &mut [u8]) {
-        block.fill(0);
-        let scale = encode_128(&PUBLISHED, x, |i, code| block[4 + i / 2] |= code << (i % 2 * 4));
-        write_f16(block, 0, scale);
-    }
-
-    fn decode(block: &[u8], y: &mut [f32]) {
-        let scale = read_f16(block, 0);
-        for (i, y) in y.iter_mut().enumerate() {
-            *y = PUBLISHED.levels[usize::from(block[4 + i / 2] >> (i % 2 * 4) & 15)] * scale;
-        }
-    }
-
-    fn affine(block: &[u8], _: usize) -> (f32, f32) {
-        (read_f16(block, 0), 0.0)
-    }
-
-    fn codes<I: Isa>(isa: I, block: &[u8], i: usize) -> I::F {
-        let code = |lane: usize| block[4 + 8 * i + lane / 2] >> (lane % 2 * 4) & 15;
-        isa.load(&std::array::from_fn(|lane| PUBLISHED.levels[usize::from(code(lane))]))
-    }
 }
 
 #[cfg(test)]

@@ -30,24 +30,31 @@ pub fn matvec<F: Format, I: Isa>(
 ) {
     let rows = Rows::new::<F>(rows, cols);
     assert_eq!((x.len(), out.len()), (tokens * cols, tokens * rows.n), "shapes of x and out");
-    // How many sums fit the registers.
-    let wide = I::TILE.0 * I::TILE.1 >= 16;
-    let mut t = 0;
-    while t < tokens {
+    let width = const { vectors::<I>() };
+    for t in (0..tokens).step_by(width) {
         let (x, out) = (&x[t * cols..], &mut out[t * rows.n..]);
         let left = tokens - t;
         isa.run(
             #[inline(always)]
-            || match left {
+            || match const { vectors::<I>() } {
                 1 => row_by_row::<F, I, 4, 1>(isa, rows, x, out),
-                2 if wide => row_by_row::<F, I, 4, 2>(isa, rows, x, out),
-                2 => row_by_row::<F, I, 2, 2>(isa, rows, x, out),
-                3 | 4 if wide => block_by_block::<F, I, 4, 4>(isa, rows, x, out),
-                _ if wide => block_by_block::<F, I, 2, 8>(isa, rows, x, out),
-                _ => block_by_block::<F, I, 1, 4>(isa, rows, x, out),
+                _ if left == 1 => row_by_row::<F, I, 4, 1>(isa, rows, x, out),
+                4 => block_by_block::<F, I, 1, 4>(isa, rows, x, out),
+                _ if left <= 4 => block_by_block::<F, I, 4, 4>(isa, rows, x, out),
+                _ => block_by_block::<F, I, 2, 8>(isa, rows, x, out),
             },
         );
-        t += if wide { 8 } else { 4 };
+    }
+}
+
+/// Vectors that are multiplied with a decoded chunk at once: 8, 4 or 1, as registers allow. Fewer vectors
+/// than that take a narrower kernel, 4 or 1 wide, and repeat the last one.
+#[inline(always)]
+pub(crate) const fn vectors<I: Isa>() -> usize {
+    match I::TILE.0 * I::TILE.1 {
+        16.. => 8,
+        4.. => 4,
+        _ => 1,
     }
 }
 
@@ -96,18 +103,10 @@ fn row_by_row<F: Format, I: Isa, const R: usize, const T: usize>(
     x: &[f32],
     out: &mut [f32],
 ) {
-    let mut r = 0;
-    while r + R <= rows.n {
+    for r in (0..rows.n).step_by(R) {
         for (k, columns) in rows.blocks() {
             tile::<F, I, R, T>(isa, rows, r, k, columns, x, out);
         }
-        r += R;
-    }
-    while r < rows.n {
-        for (k, columns) in rows.blocks() {
-            tile::<F, I, 1, T>(isa, rows, r, k, columns, x, out);
-        }
-        r += 1;
     }
 }
 
@@ -120,20 +119,14 @@ fn block_by_block<F: Format, I: Isa, const R: usize, const T: usize>(
     out: &mut [f32],
 ) {
     for (k, columns) in rows.blocks() {
-        let mut r = 0;
-        while r + R <= rows.n {
+        for r in (0..rows.n).step_by(R) {
             tile::<F, I, R, T>(isa, rows, r, k, columns, x, out);
-            r += R;
-        }
-        while r < rows.n {
-            tile::<F, I, 1, T>(isa, rows, r, k, columns, x, out);
-            r += 1;
         }
     }
 }
 
 /// Adds the products of rows `r .. r + R` and the first T vectors, or all there are, in one K block. The
-/// first block replaces what was there.
+/// first block replaces what was there. Missing rows and vectors repeat the last one.
 #[inline(always)]
 fn tile<F: Format, I: Isa, const R: usize, const T: usize>(
     isa: I,
@@ -145,13 +138,12 @@ fn tile<F: Format, I: Isa, const R: usize, const T: usize>(
     out: &mut [f32],
 ) {
     let tokens = T.min(x.len() / rows.cols);
-    // Missing vectors repeat the last one.
     let x: [&[f32]; T] = std::array::from_fn(|t| &x[t.min(tokens - 1) * rows.cols + k..][..columns]);
-    let w: [&[u8]; R] = std::array::from_fn(|i| rows.slice::<F>(r + i, k, columns));
+    let w: [&[u8]; R] = std::array::from_fn(|i| rows.slice::<F>((r + i).min(rows.n - 1), k, columns));
     let sums =
         if columns < LANES { tail::<F, I, R, T>(isa, w, x) } else { products::<F, I, R, T>(isa, w, x) };
     let sums = sum_all(isa, sums);
-    for (i, sums) in sums.into_iter().enumerate() {
+    for (i, sums) in sums.into_iter().enumerate().take(rows.n - r) {
         for (t, sum) in sums.into_iter().enumerate().take(tokens) {
             let out = &mut out[t * rows.n + r + i];
             *out = if k == 0 { sum } else { *out + sum };
@@ -196,8 +188,8 @@ fn tail<F: Format, I: Isa, const R: usize, const T: usize>(
     rows: [&[u8]; R],
     x: [&[f32]; T],
 ) -> [[I::F; T]; R] {
-    let rows = rows.map(|row| pad::<u8, 64>(row));
-    let x = x.map(|x| pad::<f32, 16>(x));
+    let rows = rows.map(pad::<u8, 64>);
+    let x = x.map(pad::<f32, 16>);
     products::<F, I, R, T>(isa, rows.each_ref().map(|row| &row[..F::BYTES]), x.each_ref().map(|x| &x[..]))
 }
 

@@ -127,7 +127,7 @@ pub static FORMATS: &[FormatOps] = &[
 /// The format of that name or alias, in any case.
 pub fn by_name(name: &str) -> Option<&'static FormatOps> {
     let matches = |known: &&str| known.eq_ignore_ascii_case(name);
-    FORMATS.iter().find(|f| matches(&f.name) || f.aliases.iter().any(|alias| matches(&alias)))
+    FORMATS.iter().find(|f| matches(&f.name) || f.aliases.iter().any(matches))
 }
 
 /// The format with that type id in GGUF files.
@@ -202,9 +202,9 @@ impl FormatOps {
         (group, 2 + (self.bytes - 2) * group / self.block)
     }
 
-    /// Whether it is f32, f16 or bf16: numbers as they are.
+    /// Whether it is f32, f16 or bf16: whole bytes for every value, no scales to share.
     pub fn is_float(&self) -> bool {
-        matches!(self.name, "f32" | "f16" | "bf16")
+        self.bytes.is_multiple_of(self.block)
     }
 
     fn check_row(&self, values: usize, bytes: usize) {

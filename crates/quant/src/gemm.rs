@@ -65,7 +65,7 @@ pub fn product<I: Isa>(isa: I, x: Matrix<'_>, w: Matrix<'_>, columns: usize, out
         #[inline(always)]
         || {
             for k in (0..columns).step_by(K_BLOCK) {
-                let (x, w) = (x.from_column(k), w.from_column(k));
+                let (x, w) = (x.columns_from(k), w.columns_from(k));
                 multiply(isa, x, w, K_BLOCK.min(columns - k), out, k > 0);
             }
         },
@@ -85,7 +85,7 @@ pub struct Matrix<'a> {
 
 impl Matrix<'_> {
     #[inline(always)]
-    fn from_column(self, k: usize) -> Self {
+    fn columns_from(self, k: usize) -> Self {
         Matrix { values: &self.values[k..], ..self }
     }
 }
@@ -112,10 +112,11 @@ fn decode<F: Format, I: Isa>(isa: I, row: &[u8], out: &mut [f32]) {
 /// One K block of a product. Replaces what was there unless `add`.
 #[inline(always)]
 fn multiply<I: Isa>(isa: I, x: Matrix<'_>, w: Matrix<'_>, columns: usize, out: &mut [f32], add: bool) {
-    match I::TILE {
+    match const { I::TILE } {
         (4, 6) => tiles::<I, 4, 6>(isa, x, w, columns, out, add),
         (2, 3) => tiles::<I, 2, 3>(isa, x, w, columns, out, add),
-        _ => tiles::<I, 2, 2>(isa, x, w, columns, out, add),
+        (2, 2) => tiles::<I, 2, 2>(isa, x, w, columns, out, add),
+        _ => tiles::<I, 1, 1>(isa, x, w, columns, out, add),
     }
 }
 

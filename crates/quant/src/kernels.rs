@@ -10,6 +10,7 @@ pub struct Kernels {
     /// [`dot::matvec`]: `(rows, cols, x, tokens, out)`.
     pub matvec: fn(&[u8], usize, &[f32], usize, &mut [f32]),
     /// [`gemm::matmul`]: `(rows, cols, x, tokens, panel, out)`.
+    #[allow(clippy::type_complexity)]
     pub matmul: fn(&[u8], usize, &[f32], usize, &mut [f32], &mut [f32]),
     /// [`gemm::decode_rows`]: `(rows, cols, out)`.
     pub decode_rows: fn(&[u8], usize, &mut [f32]),
@@ -33,19 +34,55 @@ impl Kernels {
 
     fn with<F: Format, I: Isa>(_: I) -> Kernels {
         Kernels {
-            matvec: |rows, cols, x, tokens, out| dot::matvec::<F, I>(isa(), rows, cols, x, tokens, out),
-            matmul: |rows, cols, x, tokens, panel, out| {
-                gemm::matmul::<F, I>(isa(), rows, cols, x, tokens, panel, out)
+            matvec: const {
+                if F::WEIGHTS {
+                    |rows, cols, x, tokens, out| dot::matvec::<F, I>(isa(), rows, cols, x, tokens, out)
+                } else {
+                    |_, _, _, _, _| panic!("{} holds no weights", F::NAME)
+                }
             },
-            decode_rows: |rows, cols, out| gemm::decode_rows::<F, I>(isa(), rows, cols, out),
-            scores: |part, tokens, head_dim, q, out| {
-                attend::scores::<F, I>(isa(), part, tokens, head_dim, q, out)
+            matmul: const {
+                if F::WEIGHTS {
+                    |rows, cols, x, tokens, panel, out| {
+                        gemm::matmul::<F, I>(isa(), rows, cols, x, tokens, panel, out)
+                    }
+                } else {
+                    |_, _, _, _, _, _| panic!("{} holds no weights", F::NAME)
+                }
             },
-            accumulate: |part, tokens, head_dim, weights, out| {
-                attend::accumulate::<F, I>(isa(), part, tokens, head_dim, weights, out)
+            decode_rows: const {
+                if F::WEIGHTS {
+                    |rows, cols, out| gemm::decode_rows::<F, I>(isa(), rows, cols, out)
+                } else {
+                    |_, _, _| panic!("{} holds no weights", F::NAME)
+                }
             },
-            decode_tile: |part, tokens, head_dim, out| {
-                attend::decode_tile::<F, I>(isa(), part, tokens, head_dim, out)
+            scores: const {
+                if F::KV {
+                    |part, tokens, head_dim, q, out| {
+                        attend::scores::<F, I>(isa(), part, tokens, head_dim, q, out)
+                    }
+                } else {
+                    |_, _, _, _, _| panic!("{} holds no K and V", F::NAME)
+                }
+            },
+            accumulate: const {
+                if F::KV {
+                    |part, tokens, head_dim, weights, out| {
+                        attend::accumulate::<F, I>(isa(), part, tokens, head_dim, weights, out)
+                    }
+                } else {
+                    |_, _, _, _, _| panic!("{} holds no K and V", F::NAME)
+                }
+            },
+            decode_tile: const {
+                if F::KV {
+                    |part, tokens, head_dim, out| {
+                        attend::decode_tile::<F, I>(isa(), part, tokens, head_dim, out)
+                    }
+                } else {
+                    |_, _, _, _| panic!("{} holds no K and V", F::NAME)
+                }
             },
         }
     }
@@ -88,3 +125,6 @@ impl FloatKernels {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,6 @@
 //! Number formats of weights and KV cache.
 //!
-//! [`format`] says what a format is and lists them all, [`formats`] holds one family a file,
+//! [`mod@format`] says what a format is and lists them all, [`formats`] holds one family a file,
 //! [`rotate`] the rotations some of them work behind, [`codebook`] the levels they round to,
 //! [`conformance`] the check against recorded vectors, and [`table`] what each costs in error.
 //!

@@ -100,10 +100,7 @@ fn butterflies(x: &mut [f32], step: usize) {
     if step == 1 && x.len() >= 16 {
         // The first four stages stay inside runs of sixteen: shuffles instead of memory.
         for run in x.as_chunks_mut::<16>().0 {
-            for h in [1, 2, 4, 8] {
-                let v = *run;
-                *run = std::array::from_fn(|i| if i & h == 0 { v[i] + v[i ^ h] } else { v[i ^ h] - v[i] });
-            }
+            *run = stage::<8>(stage::<4>(stage::<2>(stage::<1>(*run))));
         }
         h = 16;
     }
@@ -116,6 +113,12 @@ fn butterflies(x: &mut [f32], step: usize) {
         }
         h *= 2;
     }
+}
+
+/// The stage h = H of sixteen values, in a form that compiles to shuffles, additions and subtractions.
+#[inline(always)]
+fn stage<const H: usize>(v: [f32; 16]) -> [f32; 16] {
+    std::array::from_fn(|i| v[i ^ H] + if i & H == 0 { 1.0 } else { -1.0 } * v[i])
 }
 
 /// The rotation of a head of the KV cache, of any size for which a Hadamard matrix comes easily.
@@ -176,9 +179,7 @@ impl Head {
         for x in x.chunks_exact_mut(self.group) {
             x.iter_mut().zip(before).for_each(|(x, s)| *x *= s);
             if self.order > 1 {
-                for run in x.chunks_exact_mut(self.order) {
-                    dense(columns, run);
-                }
+                dense(columns, self.order, x);
             }
             butterflies(x, self.order);
             x.iter_mut().zip(after).for_each(|(x, s)| *x *= norm * s);
@@ -186,17 +187,36 @@ impl Head {
     }
 }
 
-/// `x = M x`, M given by its columns.
+/// `x = M x` for each of the vectors in `x`, M `[order, order]` given by its columns.
 #[inline]
-fn dense(columns: &[f32], x: &mut [f32]) {
-    let mut sums = [0.0; GROUP_MAX];
-    let sums = &mut sums[..x.len()];
-    for (column, x) in columns.chunks_exact(x.len()).zip(&*x) {
-        for (sum, h) in sums.iter_mut().zip(column) {
-            *sum += h * x;
+fn dense(columns: &[f32], order: usize, x: &mut [f32]) {
+    // The orders of the usual heads stay in registers.
+    match order {
+        12 => dense_of::<12>(columns, x),
+        20 => dense_of::<20>(columns, x),
+        28 => dense_of::<28>(columns, x),
+        36 => dense_of::<36>(columns, x),
+        _ => {
+            for x in x.chunks_exact_mut(order) {
+                let mut sums = vec![0.0; order];
+                for (column, x) in columns.chunks_exact(order).zip(&*x) {
+                    sums.iter_mut().zip(column).for_each(|(sum, h)| *sum += h * x);
+                }
+                x.copy_from_slice(&sums);
+            }
         }
     }
-    x.copy_from_slice(sums);
+}
+
+#[inline]
+fn dense_of<const N: usize>(columns: &[f32], x: &mut [f32]) {
+    for x in x.as_chunks_mut::<N>().0 {
+        let mut sums = [0.0; N];
+        for (column, x) in columns.as_chunks::<N>().0.iter().zip(&*x) {
+            sums.iter_mut().zip(column).for_each(|(sum, h)| *sum += h * x);
+        }
+        *x = sums;
+    }
 }
 
 /// A Hadamard matrix by one of Paley's constructions, row by row: order q + 1 for a prime q ≡ 3 mod 4, or
@@ -212,19 +232,11 @@ fn paley(order: usize) -> Option<Vec<f32>> {
         // H = C ⊗ [+ +; + −] + I ⊗ [+ −; − −], C symmetric.
         let half = order / 2;
         let conference = conference(half - 1);
-        let entry = |i: usize, j: usize| {
-            let both_odd = i % 2 == 1 && j % 2 == 1;
-            let both_even = i % 2 == 0 && j % 2 == 0;
-            match i / 2 == j / 2 {
-                true => {
-                    if both_even {
-                        1.0
-                    } else {
-                        -1.0
-                    }
-                }
-                false => conference[i / 2 * half + j / 2] * if both_odd { -1.0 } else { 1.0 },
-            }
+        let entry = |i: usize, j: usize| match (i / 2 == j / 2, i % 2 + j % 2) {
+            (true, 0) => 1.0,
+            (true, _) => -1.0,
+            (false, 2) => -conference[i / 2 * half + j / 2],
+            (false, _) => conference[i / 2 * half + j / 2],
         };
         Some((0..order * order).map(|i| entry(i / order, i % order)).collect())
     } else {

@@ -10,7 +10,7 @@ pub struct Scalar;
 
 impl Isa for Scalar {
     const NAME: &'static str = "scalar";
-    const TILE: (usize, usize) = (2, 2);
+    const TILE: (usize, usize) = (1, 1);
     type F = [f32; 16];
     type N = [i32; 16];
 

@@ -14,8 +14,8 @@ impl Characters {
         Characters { bytes: std::array::from_fn(|byte| token(byte).or(vocabulary.unknown)) }
     }
 
-    /// Appends the tokens of a word: its characters, joined as `join` allows. A character that is no token becomes its
-    /// bytes; a byte that has no token either is dropped.
+    /// Appends the tokens of a word: its characters, joined as `join` allows. A character that is no token
+    /// becomes its bytes; a byte that has no token either is dropped.
     pub fn encode(
         &self,
         word: &str,

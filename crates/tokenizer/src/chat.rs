@@ -1,8 +1,8 @@
 //! Chat templates: messages to the prompt that the model was trained on.
 //!
-//! A model ships its template as a Jinja program written for Python's `transformers`. It runs here in minijinja, set up
-//! to behave as there: block tags swallow their line ends, strings and dictionaries have Python's methods, `tojson` prints
-//! as `json.dumps` does, and `raise_exception` and `strftime_now` exist.
+//! A model ships its template as a Jinja program written for Python's `transformers`. It runs here in
+//! minijinja, set up to behave as there: block tags swallow their line ends, strings and dictionaries have
+//! Python's methods, `tojson` prints as `json.dumps` does, and `raise_exception` and `strftime_now` exist.
 
 mod fallback;
 mod python;
@@ -31,8 +31,8 @@ pub struct ChatTemplate {
 }
 
 impl ChatTemplate {
-    /// Compiles a template that does not come from the model file. `name` is what errors call it; `bos_token` and
-    /// `eos_token` are the texts of these tokens.
+    /// Compiles a template that does not come from the model file. `name` is what errors call it; `bos_token`
+    /// and `eos_token` are the texts of these tokens.
     ///
     /// # Errors
     /// A syntax error, with its line.
@@ -52,8 +52,8 @@ impl ChatTemplate {
         Ok(template)
     }
 
-    /// The template of a model file. If it has none, the one that the special tokens of the vocabulary belong to, with a
-    /// warning; `None` if they tell nothing.
+    /// The template of a model file. If it has none, the one that the special tokens of the vocabulary belong
+    /// to, with a warning; `None` if they tell nothing.
     pub(crate) fn from_metadata(
         metadata: &Metadata,
         vocabulary: &Vocabulary,
@@ -92,11 +92,13 @@ impl ChatTemplate {
 
     /// The prompt for these messages.
     ///
-    /// `messages` is a list of objects with `role`, `content` and whatever else the template knows (`tool_calls`, …).
-    /// `tools` are function definitions as in the OpenAI API. With `add_generation_prompt` the prompt ends where the
-    /// model's answer begins. `extra` are further variables, for example `enable_thinking`; they win over the others.
+    /// `messages` is a list of objects with `role`, `content` and whatever else the template knows
+    /// (`tool_calls`, …). `tools` are function definitions as in the OpenAI API. With `add_generation_prompt`
+    /// the prompt ends where the model's answer begins. `extra` are further variables, for example
+    /// `enable_thinking`; they win over the others.
     ///
-    /// Most templates print the BOS token themselves: encode the prompt with `parse_special`, and `add_special` for the rest.
+    /// Most templates print the BOS token themselves: encode the prompt with `parse_special`, and
+    /// `add_special` for the rest.
     ///
     /// # Errors
     /// What the template cannot do with these messages, or its own refusal by `raise_exception`.
@@ -127,10 +129,7 @@ impl ChatTemplate {
 
 /// The detail of an error without the place, which is given apart.
 fn reason(error: &minijinja::Error) -> String {
-    match (error.detail(), error.kind()) {
-        (Some(detail), _) => detail.to_string(),
-        (None, kind) => kind.to_string(),
-    }
+    error.detail().map_or_else(|| error.kind().to_string(), String::from)
 }
 
 /// Jinja as `transformers` sets it up.

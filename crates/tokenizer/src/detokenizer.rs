@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use crate::vocabulary::Vocabulary;
 
-/// Turns tokens into text as they are generated. What it has given out so far is always complete characters; together
-/// with [`flush`](Detokenizer::flush) it equals [`Tokenizer::decode`](crate::Tokenizer::decode) of all tokens.
+/// Turns tokens into text as they are generated. What it has given out so far is always complete characters;
+/// together with [`flush`](Detokenizer::flush) it equals [`Tokenizer::decode`](crate::Tokenizer::decode) of
+/// all tokens.
 #[derive(Clone)]
 pub struct Detokenizer {
     vocabulary: Arc<Vocabulary>,
@@ -24,24 +25,25 @@ impl Detokenizer {
         Detokenizer { at_start: false, ..Detokenizer::new(vocabulary, with_special) }
     }
 
-    /// The text that this token completes; often a word, sometimes nothing. Bytes that cannot become a character any more
-    /// turn into U+FFFD.
+    /// The text that this token completes; often a word, sometimes nothing. Bytes that cannot become a
+    /// character any more turn into U+FFFD.
     pub fn push(&mut self, token: u32) -> String {
         self.vocabulary.decode(token, self.with_special, &mut self.at_start, &mut self.pending);
         let mut text = String::new();
-        let mut rest = 0;
-        for chunk in self.pending.utf8_chunks() {
-            text.push_str(chunk.valid());
-            rest = chunk.invalid().len();
-            // Only the last chunk can be the beginning of a character; `from_utf8` tells it from plain nonsense.
-            if rest > 0
-                && std::str::from_utf8(chunk.invalid()).is_err_and(|error| error.error_len().is_some())
-            {
-                text.push(char::REPLACEMENT_CHARACTER);
-                rest = 0;
-            }
+        let mut rest = self.pending.as_slice();
+        while let Err(error) = std::str::from_utf8(rest) {
+            let (valid, after) = rest.split_at(error.valid_up_to());
+            text += &String::from_utf8_lossy(valid);
+            // No length means that the bytes end inside a character.
+            let Some(invalid) = error.error_len() else {
+                self.pending = after.to_vec();
+                return text;
+            };
+            text.push(char::REPLACEMENT_CHARACTER);
+            rest = &after[invalid..];
         }
-        self.pending.drain(..self.pending.len() - rest);
+        text += &String::from_utf8_lossy(rest);
+        self.pending.clear();
         text
     }
 

@@ -1,10 +1,12 @@
 //! Text to tokens and back, and chat templates, from GGUF metadata alone.
 //!
-//! [`Tokenizer::from_metadata`] reads the `tokenizer.*` keys. Three kinds are known: byte-level BPE (`gpt2`, with the
-//! pre-tokenizer that `tokenizer.ggml.pre` names), SentencePiece BPE (`llama`), and Gemma 4's character-level BPE (`gemma4`).
+//! [`Tokenizer::from_metadata`] reads the `tokenizer.*` keys. Three kinds are known: byte-level BPE (`gpt2`,
+//! with the pre-tokenizer that `tokenizer.ggml.pre` names), SentencePiece BPE (`llama`), and Gemma 4's
+//! character-level BPE (`gemma4`).
 //!
-//! The merge loop is our own: general libraries want merges for SentencePiece, which GGUF files do not have, take longer to
-//! build a large vocabulary than the rest of loading a model, and bring far more than the hundred lines it takes.
+//! The merge loop is our own: general libraries ask for a list of merges, which SentencePiece files do not
+//! have, build their own copies of a vocabulary of 150 000 strings, and bring far more than the hundred lines
+//! it takes.
 
 #![forbid(unsafe_code)]
 
@@ -35,10 +37,11 @@ use vocabulary::{Spelling, TokenType, Vocabulary};
 /// How [`Tokenizer::encode`] treats what is not plain text.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Encode {
-    /// Adds BOS and EOS where the model's rules ask for them. A text that already begins with BOS gets no second one.
+    /// Adds BOS and EOS where the model's rules ask for them. A text that already begins with BOS gets no
+    /// second one.
     pub add_special: bool,
-    /// Takes `<|im_start|>` and the like in the text as the tokens they name. For text from a chat template; never for
-    /// what a user typed.
+    /// Takes `<|im_start|>` and the like in the text as the tokens they name. For text from a chat template;
+    /// never for what a user typed.
     pub parse_special: bool,
 }
 
@@ -73,8 +76,8 @@ impl Tokenizer {
     /// Reads the tokenizer of a GGUF file.
     ///
     /// # Errors
-    /// A key that is missing or does not fit the others, and a chat template that cannot be parsed. Deviations that leave the
-    /// tokenizer usable become [`warnings`](Tokenizer::warnings).
+    /// A key that is missing or does not fit the others, and a chat template that cannot be parsed.
+    /// Deviations that leave the tokenizer usable become [`warnings`](Tokenizer::warnings).
     pub fn from_metadata(metadata: &Metadata) -> Result<Tokenizer, Error> {
         let mut warnings = Vec::new();
         let kind = metadata.required::<&str>("tokenizer.ggml.model")?;
@@ -115,12 +118,11 @@ impl Tokenizer {
         let eom: Result<_, Error> = named("tokenizer.ggml.eom_token_id", special::END_OF_MESSAGE);
         let (eot, eom) = (eot?, eom?);
 
-        // What ends the generation is not part of the answer, whatever type the converter gave it.
+        // What ends the generation is not part of the answer, and not for users to type, whatever type it has
+        // in the file.
         let by_name = special::end_of_generation(&vocabulary);
         for &id in &by_name {
-            if vocabulary.token_type(id) == TokenType::Normal {
-                vocabulary.set_type(id, TokenType::Control);
-            }
+            vocabulary.set_type(id, TokenType::Control);
         }
         let mut end_of_generation: Vec<u32> = by_name.into_iter().chain(eos).chain(eot).chain(eom).collect();
         end_of_generation.sort_unstable();
@@ -214,8 +216,9 @@ impl Tokenizer {
         tokens
     }
 
-    /// The bytes of a text. Control tokens contribute their name if `with_special`, else nothing; ids outside the
-    /// vocabulary contribute nothing. A space that encoding put before the first word is taken away again.
+    /// The bytes of a text. Control tokens contribute their name if `with_special`, else nothing; ids outside
+    /// the vocabulary contribute nothing. A space that encoding put before the first word is taken away
+    /// again.
     pub fn decode_bytes(&self, tokens: &[u32], with_special: bool) -> Vec<u8> {
         let mut at_start = true;
         let mut bytes = Vec::with_capacity(tokens.len() * 4);
@@ -246,8 +249,8 @@ impl Tokenizer {
         self.bos.filter(|_| self.add_bos)
     }
 
-    /// The bytes that a token stands for, which may be part of a character; for control tokens their name. Empty for an id
-    /// outside the vocabulary.
+    /// The bytes that a token stands for, which may be part of a character; for control tokens their name.
+    /// Empty for an id outside the vocabulary.
     pub fn token_bytes(&self, id: u32) -> &[u8] {
         self.vocabulary.piece(id)
     }
@@ -292,7 +295,8 @@ impl Tokenizer {
         self.eom
     }
 
-    /// Whether generation stops at this token: EOS, end of turn or message, and tokens known by name to mean that.
+    /// Whether generation stops at this token: EOS, end of turn or message, and tokens known by name to mean
+    /// that.
     pub fn is_end_of_generation(&self, id: u32) -> bool {
         self.end_of_generation.binary_search(&id).is_ok()
     }
@@ -302,8 +306,8 @@ impl Tokenizer {
         &self.end_of_generation
     }
 
-    /// The template that turns messages into a prompt; `None` if the file has none and nothing in the vocabulary tells which
-    /// one the model was trained with.
+    /// The template that turns messages into a prompt; `None` if the file has none and nothing in the
+    /// vocabulary tells which one the model was trained with.
     pub fn chat_template(&self) -> Option<&ChatTemplate> {
         self.chat_template.as_ref()
     }
@@ -348,3 +352,10 @@ fn token_types(metadata: &Metadata, tokens: &[String], sentencepiece: bool) -> R
 fn same_length(key: &'static str, found: usize, expected: usize) -> Result<(), Error> {
     if found == expected { Ok(()) } else { Err(Error::Length { key, expected, found }) }
 }
+
+/// Tokenizers are shared between the threads that serve requests.
+const _: () = {
+    const fn shared<T: Send + Sync>() {}
+    shared::<Tokenizer>();
+    shared::<Detokenizer>();
+};

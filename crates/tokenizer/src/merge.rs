@@ -1,9 +1,9 @@
 //! The merge loop that byte-pair encoding and SentencePiece share.
 //!
-//! Text starts as a chain of symbols. The adjacent pair of the best priority, the leftmost of equals, becomes one symbol,
-//! until no pair can be joined. A heap of candidate pairs over a linked list makes this O(n log n) for any input, also for
-//! a megabyte without a space. A candidate is stale when one of its symbols was joined elsewhere: then its length no longer
-//! fits, because boundaries between symbols only ever disappear.
+//! Text starts as a chain of symbols. The adjacent pair of the best priority, the leftmost of equals, becomes
+//! one symbol, until no pair can be joined. A heap of candidate pairs over a linked list makes this O(n log
+//! n) for any input, also for a megabyte without a space. A candidate is stale when one of its symbols was
+//! joined elsewhere: then its length no longer fits, because boundaries between symbols only ever disappear.
 
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;

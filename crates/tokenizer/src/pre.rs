@@ -1,11 +1,12 @@
 //! Pre-tokenizers: how byte-level vocabularies cut text into words before merging.
 //!
-//! A pre-tokenizer is a list of patterns, as published in the model's own `tokenizer.json`. Each pattern cuts every piece
-//! that the patterns before it left; what it matches and what lies between its matches are the new pieces. Nothing is lost.
+//! A pre-tokenizer is a list of patterns, as published in the model's own `tokenizer.json`. Each pattern cuts
+//! every piece that the patterns before it left; what it matches and what lies between its matches are the
+//! new pieces. Nothing is lost.
 //!
-//! Most patterns end in `\s+(?!\S)|\s+`: a run of white space leaves its last character to the word that follows. This is the
-//! only look-ahead there is, so it is taken out of the pattern and done by hand, and the rest runs on a regex engine
-//! that is linear in the text.
+//! Most patterns end in `\s+(?!\S)|\s+`: a run of white space leaves its last character to the word that
+//! follows. This is the only look-ahead there is, so it is taken out of the pattern and done by hand, and the
+//! rest runs on a regex engine that is linear in the text.
 
 use regex_automata::meta::Regex;
 
@@ -133,7 +134,8 @@ pub(crate) const PRE_TOKENIZERS: &[PreTokenizer] = &[
     },
     PreTokenizer { names: &["falcon"], patterns: &[r"[\p{P}$+<=>^~|`]+", GPT2, r"[0-9][0-9][0-9]"], ..PLAIN },
     PreTokenizer {
-        // The second pattern's class is the cased letters of the Unicode version that the model was trained with; escaped where editors like to normalise.
+        // The second pattern's class is the cased letters of the Unicode version that the model was trained
+        // with; escaped where editors like to normalise.
         names: &["deepseek-llm"],
         patterns: &[
             r"[\r\n]",
@@ -212,12 +214,14 @@ impl PreTokenizer {
 
     /// Compiles the patterns.
     pub fn splitter(&self) -> Splitter {
-        let compile = |pattern: &&str| match pattern.strip_suffix(LOOK_AHEAD) {
-            Some(head) => Regex::new_many(&[head, r"\s+"]),
-            None => Regex::new(pattern),
+        let compile = |pattern: &&str| {
+            let regex = match pattern.strip_suffix(LOOK_AHEAD) {
+                Some(head) => Regex::new_many(&[head, r"\s+"]),
+                None => Regex::new(pattern),
+            };
+            regex.expect("a test compiles every pattern of the table")
         };
-        let stages = self.patterns.iter().map(compile).collect::<Result<_, _>>();
-        Splitter { stages: stages.expect("a test compiles every pattern of the table") }
+        Splitter { stages: self.patterns.iter().map(compile).collect() }
     }
 }
 

@@ -1,5 +1,5 @@
-//! SentencePiece's byte-pair encoding (`tokenizer.ggml.model` = `llama`): adjacent symbols are joined when their text is a
-//! token, the best score first; characters that are no token fall back to `<0xXX>` bytes.
+//! SentencePiece's byte-pair encoding (`tokenizer.ggml.model` = `llama`): adjacent symbols are joined when
+//! their text is a token, the best score first; characters that are no token fall back to `<0xXX>` bytes.
 
 use std::borrow::Cow;
 
@@ -11,8 +11,8 @@ pub(crate) struct SentencePiece {
     /// Per token; the greatest score is the smallest number.
     priorities: Vec<u32>,
     characters: Characters,
-    /// No token has a space after something else, so no merge crosses the beginning of a word and words can be
-    /// encoded one by one, which is faster and gives the same result.
+    /// No token has a space after something else, so no merge crosses the beginning of a word and words can
+    /// be encoded one by one, which is faster and gives the same result.
     by_words: bool,
     /// Runs of spaces become one, and those at the ends vanish.
     remove_extra_whitespaces: bool,

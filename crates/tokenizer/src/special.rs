@@ -50,7 +50,8 @@ impl SpecialTokens {
         let finder = if parse_special { &self.all } else { &self.user_defined };
         let mut done = 0;
         for found in finder.automaton.find_iter(text) {
-            // Tokens are UTF-8, so they begin and end between characters. White space that was swallowed may hide a match.
+            // Tokens are UTF-8, so they begin and end between characters. White space that was swallowed may
+            // hide a match.
             if found.start() < done {
                 continue;
             }
@@ -126,8 +127,9 @@ const END_OF_GENERATION: &[&str] = &[
     "<|file_sep|>",
 ];
 
-/// Tokens of the list above that mean something else when all the others named are in the vocabulary too: in the harmony
-/// format (gpt-oss) `<|end|>` separates the messages of one answer, in Gemma `</s>` is an HTML tag.
+/// Tokens of the list above that mean something else when all the others named are in the vocabulary too: in
+/// the harmony format (gpt-oss) `<|end|>` separates the messages of one answer, in Gemma `</s>` is an HTML
+/// tag.
 const NOT_AN_END: &[(&str, &[&str])] = &[
     ("<|end|>", &["<|return|>", "<|call|>"]),
     ("<|end|>", &["<|calls|>", "<|flush|>"]),

@@ -19,7 +19,8 @@ pub(crate) enum TokenType {
 }
 
 impl TokenType {
-    /// The type with this number. Numbers that mean nothing are taken as normal, as converters write 0 for "undefined".
+    /// The type with this number. Numbers that mean nothing are taken as normal, as converters write 0 for
+    /// "undefined".
     pub fn from_number(number: i32) -> TokenType {
         use TokenType::*;
         [Unknown, Control, UserDefined, Unused, Byte]
@@ -123,8 +124,8 @@ impl Vocabulary {
         self.by_text.find(hash, |&id| self.texts.get(id as usize) == text).copied()
     }
 
-    /// The token with this text that merging may produce. Control, unknown and byte tokens do not arise from ordinary
-    /// text, as in SentencePiece itself; otherwise text could forge a turn of the conversation.
+    /// The token with this text that merging may produce. Control, unknown and byte tokens do not arise from
+    /// ordinary text, as in SentencePiece itself; otherwise text could forge a turn of the conversation.
     pub fn mergeable(&self, text: &[u8]) -> Option<u32> {
         use TokenType::*;
         self.id_of(text).filter(|&id| matches!(self.types[id as usize], Normal | UserDefined | Unused))
@@ -155,8 +156,8 @@ impl Vocabulary {
         self.types.iter().enumerate().map(|(id, token_type)| (id as u32, *token_type))
     }
 
-    /// Appends what the token contributes to the output. `at_start` is true before the first token and after special ones;
-    /// there, a vocabulary with a space prefix has a space too many.
+    /// Appends what the token contributes to the output. `at_start` is true before the first token and after
+    /// special ones; there, a vocabulary with a space prefix has a space too many.
     pub fn decode(&self, id: u32, with_special: bool, at_start: &mut bool, out: &mut Vec<u8>) {
         let token_type = self.token_type(id);
         let mut piece = self.piece(id);
@@ -207,7 +208,8 @@ fn parse_byte(text: &str) -> Option<u8> {
     (hex.len() == 2).then(|| u8::from_str_radix(hex, 16).ok())?
 }
 
-/// The byte-level alphabet of GPT-2: printable Latin-1 stands for itself, the other 68 bytes for U+0100 onwards.
+/// The byte-level alphabet of GPT-2: printable Latin-1 stands for itself, the other 68 bytes for U+0100
+/// onwards.
 pub(crate) const ALPHABET: [char; 256] = {
     let mut alphabet = ['\0'; 256];
     let mut shifted = 0;

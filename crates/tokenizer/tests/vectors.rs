@@ -19,7 +19,8 @@ fn files(folder: &str, extension: &str) -> Vec<PathBuf> {
 
 fn open(path: &Path) -> Tokenizer {
     let gguf = Gguf::open(path).unwrap();
-    let tokenizer = Tokenizer::from_metadata(gguf.metadata()).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    let tokenizer =
+        Tokenizer::from_metadata(gguf.metadata()).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     let about_tokens = |warning: &&String| !warning.contains("tokenizer.chat_template");
     assert_eq!(tokenizer.warnings().iter().find(about_tokens), None, "{}", path.display());
     tokenizer
@@ -45,10 +46,12 @@ fn check(path: &Path, cases: impl Iterator<Item = (String, Vec<u32>)>, options: 
 #[test]
 fn real_vocabularies_agree_with_the_reference() {
     for path in files("vocab", "gguf") {
-        let read = |extension: &str| std::fs::read_to_string(format!("{}.{extension}", path.display())).unwrap();
+        let read =
+            |extension: &str| std::fs::read_to_string(format!("{}.{extension}", path.display())).unwrap();
         let (texts, ids) = (read("inp"), read("out"));
         let texts: Vec<_> = texts.split("\n__ggml_vocab_test__\n").map(String::from).collect();
-        let ids: Vec<Vec<u32>> = ids.lines().map(|l| l.split_whitespace().map(|id| id.parse().unwrap()).collect()).collect();
+        let ids: Vec<Vec<u32>> =
+            ids.lines().map(|l| l.split_whitespace().map(|id| id.parse().unwrap()).collect()).collect();
         assert!(texts.len() == ids.len() || texts.len() == ids.len() + 1, "{}", path.display());
         let seen = check(&path, texts.into_iter().zip(ids), Encode::default());
         assert!(seen > 40, "{}: only {seen} cases", path.display());
@@ -64,7 +67,11 @@ fn every_architecture_of_the_zoo_agrees_with_the_reference() {
         let header: serde_json::Value = serde_json::from_slice(&bytes[8..8 + length]).unwrap();
         let Some(cases) = header["__metadata__"]["tokenizer_cases"].as_str() else { continue };
         let cases: Vec<(String, Vec<u32>)> = serde_json::from_str(cases).unwrap();
-        seen += check(&path.with_extension("gguf"), cases.into_iter(), Encode { add_special: true, parse_special: false });
+        seen += check(
+            &path.with_extension("gguf"),
+            cases.into_iter(),
+            Encode { add_special: true, parse_special: false },
+        );
     }
     assert!(seen >= 28 * 15, "only {seen} cases");
 }

@@ -86,7 +86,8 @@ pub const FALLBACKS: &[Fallback] = &[
         {{- '[INST] ' + system.text + message['content'] + ' [/INST]' }}
         {%- set system.text = '' %}
     {%- else %}
-        {{- ' ' + message['content'] + eos_token }}
+        {{- ' ' + message['content'] }}
+        {{- eos_token }}
     {%- endif %}
 {%- endfor %}",
     },

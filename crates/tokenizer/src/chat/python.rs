@@ -20,7 +20,8 @@ pub fn strftime_now(format: String) -> Result<String, Error> {
     })
 }
 
-/// `tojson` as `json.dumps(value, ensure_ascii=False, …)` prints it, with its arguments `indent`, `separators`, `sort_keys`.
+/// `tojson` as `json.dumps(value, ensure_ascii=False, …)` prints it, with its arguments `indent`,
+/// `separators`, `sort_keys`.
 pub fn to_json(value: Value, kwargs: Kwargs) -> Result<String, Error> {
     let refused = |what: String| Error::new(ErrorKind::InvalidOperation, format!("tojson: {what}"));
     if kwargs.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false) {
@@ -134,8 +135,8 @@ impl Formatter for Python {
     }
 }
 
-/// Replaces `{% generation %}` and its end, with which `transformers` marks the model's own words for training, by an `if`
-/// that is always true.
+/// Replaces `{% generation %}` and its end, with which `transformers` marks the model's own words for
+/// training, by an `if` that is always true.
 pub fn without_generation_tags(source: &str) -> String {
     let tags =
         Regex::new(r"(\{%[-+]?\s*)(generation|endgeneration)(\s*[-+]?%\})").expect("a constant pattern");

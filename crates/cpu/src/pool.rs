@@ -1,0 +1,469 @@
+//! Threads that wait for work by spinning, and sleep when there is none for a while.
+//!
+//! An operation of a small model takes microseconds; waking a sleeping thread takes longer. Workers
+//! therefore spin between the operations of a token, and park when nothing came for [`SPIN`].
+//! Work is handed out in chunks by an atomic counter, so that the slowest core does not set the pace.
+
+use std::any::Any;
+use std::cell::{Cell, UnsafeCell};
+use std::marker::PhantomData;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+/// How long a worker without work spins before it sleeps.
+pub const SPIN: Duration = Duration::from_micros(50);
+
+/// A fixed number of workers. The thread that calls is worker 0.
+pub struct Pool {
+    shared: Arc<Shared>,
+    others: Vec<JoinHandle<()>>,
+}
+
+impl std::fmt::Debug for Pool {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pool").field("threads", &self.threads()).finish()
+    }
+}
+
+/// What the workers see.
+struct Shared {
+    /// Jobs begun so far. A change says that `job` is new.
+    jobs: OnItsOwnLine<AtomicUsize>,
+    /// Workers other than the caller that have not finished the job.
+    unfinished: OnItsOwnLine<AtomicUsize>,
+    /// The job, or none if the pool is being dropped. Written only while no worker runs.
+    job: UnsafeCell<Option<Job>>,
+    /// Which of the other workers sleep, or are about to.
+    asleep: Vec<OnItsOwnLine<AtomicBool>>,
+    /// Held while a job is running.
+    busy: Mutex<()>,
+    /// What the first worker that panicked said.
+    panic: Mutex<Option<Box<dyn Any + Send>>>,
+}
+
+// SAFETY: `job` is written before `jobs` is incremented with release ordering and read after an acquiring
+// load has seen the increment; it is written again only after every worker has decremented `unfinished`.
+// Everything else synchronises itself.
+unsafe impl Sync for Shared {}
+// SAFETY: as above; the job points to a `Sync` closure that outlives it, see `Pool::run`.
+unsafe impl Send for Shared {}
+
+/// A closure called with the number of the worker, its lifetime erased.
+type Job = *const (dyn Fn(usize) + Sync);
+
+/// Keeps a counter that one thread writes out of the cache lines that others read.
+#[repr(align(128))]
+struct OnItsOwnLine<T>(T);
+
+thread_local! {
+    /// Whether this thread is in a job.
+    static WORKING: Cell<bool> = const { Cell::new(false) };
+}
+
+impl Pool {
+    /// A pool of `threads` workers, the caller included; at least one.
+    ///
+    /// # Panics
+    ///
+    /// If the system refuses a thread.
+    pub fn new(threads: usize) -> Pool {
+        let others = threads.max(1) - 1;
+        let shared = Arc::new(Shared {
+            jobs: OnItsOwnLine(AtomicUsize::new(0)),
+            unfinished: OnItsOwnLine(AtomicUsize::new(0)),
+            job: UnsafeCell::new(None),
+            asleep: (0..others).map(|_| OnItsOwnLine(AtomicBool::new(false))).collect(),
+            busy: Mutex::new(()),
+            panic: Mutex::new(None),
+        });
+        let start = |i: usize| {
+            let shared = shared.clone();
+            let body = move || {
+                WORKER.set(i + 1);
+                shared.work(i);
+            };
+            thread::Builder::new()
+                .name(format!("torque-{}", i + 1))
+                .spawn(body)
+                .expect("a thread can be started")
+        };
+        Pool { others: (0..others).map(start).collect(), shared }
+    }
+
+    /// How many workers there are.
+    pub fn threads(&self) -> usize {
+        self.others.len() + 1
+    }
+
+    /// Calls `f` once on every worker, with the worker's number. Waits while another thread uses the pool.
+    ///
+    /// # Panics
+    ///
+    /// If `f` panics on any worker, after all have finished; and if this is called from inside a job, which
+    /// would wait for itself.
+    pub fn run(&self, f: impl Fn(usize) + Sync) {
+        assert!(!WORKING.get(), "a job of a pool starts another one");
+        let shared = &*self.shared;
+        let busy = shared.busy.lock().unwrap_or_else(PoisonError::into_inner);
+        let job: *const (dyn Fn(usize) + Sync + '_) = &f;
+        // SAFETY: only the lifetime changes. Workers call the closure before they decrement `unfinished`,
+        // and this function neither returns nor unwinds before that is zero, so `f` is still there.
+        let job = unsafe { std::mem::transmute::<*const (dyn Fn(usize) + Sync + '_), Job>(job) };
+        shared.begin(Some(job), &self.others);
+        WORKING.set(true);
+        let mut result = catch_unwind(AssertUnwindSafe(|| f(0)));
+        WORKING.set(false);
+        let mut waits = 0;
+        while shared.unfinished.0.load(Ordering::Acquire) > 0 {
+            // The others have as much left to do as a chunk is. If that takes long, they lack a core, and
+            // this one may be it.
+            waits += 1;
+            if waits < 20_000 { std::hint::spin_loop() } else { thread::yield_now() }
+        }
+        if let Some(panic) = shared.panic.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            result = Err(panic);
+        }
+        drop(busy);
+        result.unwrap_or_else(|panic| resume_unwind(panic));
+    }
+
+    /// Calls `f(i)` for every i below `n`.
+    pub fn for_each(&self, n: usize, f: impl Fn(usize) + Sync) {
+        if n <= 1 || self.threads() == 1 {
+            return (0..n).for_each(f);
+        }
+        let next = AtomicUsize::new(0);
+        self.run(|_| {
+            loop {
+                let i = next.fetch_add(1, Ordering::Relaxed);
+                if i >= n {
+                    break;
+                }
+                f(i);
+            }
+        });
+    }
+
+    /// Calls `f(i, part)` for the parts of `out`: part i begins at `i * chunk` and is `chunk` long, the last
+    /// one perhaps shorter.
+    pub fn for_chunks<T: Send>(&self, out: &mut [T], chunk: usize, f: impl Fn(usize, &mut [T]) + Sync) {
+        assert!(chunk > 0, "chunks hold something");
+        let (base, len) = (Base(out.as_mut_ptr()), out.len());
+        self.for_each(len.div_ceil(chunk), |i| {
+            let first = i * chunk;
+            // SAFETY: `out` is borrowed mutably until all are done, every i is handed out once, and the
+            // parts of different i are disjoint and inside it.
+            let part = unsafe { std::slice::from_raw_parts_mut(base.at(first), chunk.min(len - first)) };
+            f(i, part);
+        });
+    }
+
+    /// Calls `f(first, columns)` for the columns `first ..` of a matrix whose rows are `width` long,
+    /// `columns_per_chunk` at a time, the last time perhaps fewer.
+    ///
+    /// # Panics
+    ///
+    /// If `out` is not whole rows.
+    pub fn for_columns(
+        &self,
+        out: &mut [f32],
+        width: usize,
+        columns_per_chunk: usize,
+        f: impl Fn(usize, Columns<'_>) + Sync,
+    ) {
+        assert!(width > 0 && columns_per_chunk > 0, "rows and chunks hold something");
+        assert!(out.len().is_multiple_of(width), "{} values are no rows of {width}", out.len());
+        let (base, rows) = (Base(out.as_mut_ptr()), out.len() / width);
+        self.for_each(width.div_ceil(columns_per_chunk), |i| {
+            let first = i * columns_per_chunk;
+            let columns = columns_per_chunk.min(width - first);
+            f(first, Columns { base: base.at(0), width, rows, first, columns, borrow: PhantomData });
+        });
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.shared.begin(None, &self.others);
+        for worker in self.others.drain(..) {
+            // A worker catches the panics of its jobs.
+            let _ = worker.join();
+        }
+    }
+}
+
+impl Shared {
+    /// Gives every worker the job.
+    fn begin(&self, job: Option<Job>, workers: &[JoinHandle<()>]) {
+        // SAFETY: all workers have finished the former job, and look at this one after the increment below.
+        unsafe { *self.job.get() = job };
+        self.unfinished.0.store(workers.len(), Ordering::Relaxed);
+        // Sequentially consistent, as is what a worker does before it sleeps: either the worker sees the
+        // new number of jobs, or this thread sees that it is asleep.
+        self.jobs.0.fetch_add(1, Ordering::SeqCst);
+        for (worker, asleep) in workers.iter().zip(&self.asleep) {
+            if asleep.0.load(Ordering::SeqCst) {
+                worker.thread().unpark();
+            }
+        }
+    }
+
+    /// The life of worker i + 1.
+    fn work(&self, i: usize) {
+        WORKING.set(true);
+        let mut seen = 0;
+        loop {
+            self.wait(i, seen);
+            seen += 1;
+            // SAFETY: the wait saw the increment that followed the write.
+            let Some(job) = (unsafe { *self.job.get() }) else { return };
+            // SAFETY: `Pool::run` keeps the closure alive until `unfinished` is zero.
+            let job = unsafe { &*job };
+            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| job(i + 1))) {
+                self.panic.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(panic);
+            }
+            self.unfinished.0.fetch_sub(1, Ordering::Release);
+        }
+    }
+
+    /// Returns when more than `seen` jobs have begun.
+    fn wait(&self, i: usize, seen: usize) {
+        let ready = |order| self.jobs.0.load(order) != seen;
+        let mut began = None;
+        loop {
+            for _ in 0..64 {
+                if ready(Ordering::Acquire) {
+                    return;
+                }
+                std::hint::spin_loop();
+            }
+            if began.get_or_insert_with(Instant::now).elapsed() > SPIN {
+                break;
+            }
+        }
+        self.asleep[i].0.store(true, Ordering::SeqCst);
+        while !ready(Ordering::SeqCst) {
+            thread::park();
+        }
+        self.asleep[i].0.store(false, Ordering::Relaxed);
+    }
+}
+
+/// The start of an array of which every worker takes its own part.
+struct Base<T>(*mut T);
+
+// SAFETY: workers make disjoint references of it, and values of T may move between threads.
+unsafe impl<T: Send> Sync for Base<T> {}
+
+impl<T> Base<T> {
+    /// The address of item i. (A method, so that closures capture the whole and not the pointer in it.)
+    fn at(&self, i: usize) -> *mut T {
+        self.0.wrapping_add(i)
+    }
+}
+
+/// Some columns of a matrix, for one worker alone.
+#[derive(Debug)]
+pub struct Columns<'a> {
+    base: *mut f32,
+    width: usize,
+    rows: usize,
+    first: usize,
+    columns: usize,
+    borrow: PhantomData<&'a mut [f32]>,
+}
+
+impl Columns<'_> {
+    /// Rows of the matrix.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// How many columns there are.
+    pub fn width(&self) -> usize {
+        self.columns
+    }
+
+    /// These columns of row t.
+    pub fn row(&mut self, t: usize) -> &mut [f32] {
+        assert!(t < self.rows, "row {t} of {}", self.rows);
+        // SAFETY: the row is inside the matrix, which is borrowed mutably while this value exists; no other
+        // value has these columns, and `self` is borrowed as long as the slice.
+        unsafe { std::slice::from_raw_parts_mut(self.base.add(t * self.width + self.first), self.columns) }
+    }
+}
+
+/// The physical cores this process may use: how many threads to start unless told otherwise.
+///
+/// Two threads of one core share its arithmetic and its cache, and more of them only wait for memory.
+pub fn physical_cores() -> usize {
+    let allowed = thread::available_parallelism().map_or(1, usize::from);
+    // Linux names the siblings of every CPU; those that name the same ones are one core.
+    let mut siblings = Vec::new();
+    for entry in std::fs::read_dir("/sys/devices/system/cpu").into_iter().flatten().flatten() {
+        siblings.extend(std::fs::read_to_string(entry.path().join("topology/thread_siblings_list")).ok());
+    }
+    siblings.sort();
+    siblings.dedup();
+    if siblings.is_empty() { allowed } else { siblings.len().min(allowed) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn message_of(f: impl FnOnce()) -> String {
+        let panic = catch_unwind(AssertUnwindSafe(f)).expect_err("a panic");
+        panic
+            .downcast_ref::<&str>()
+            .map(ToString::to_string)
+            .or(panic.downcast_ref().cloned())
+            .unwrap_or_default()
+    }
+
+    #[test]
+    fn every_worker_runs_once() {
+        for threads in [0, 1, 2, 3, 8] {
+            let pool = Pool::new(threads);
+            assert_eq!(pool.threads(), threads.max(1));
+            for _ in 0..200 {
+                let calls: Vec<_> = (0..pool.threads()).map(|_| AtomicUsize::new(0)).collect();
+                pool.run(|i| {
+                    calls[i].fetch_add(1, Ordering::Relaxed);
+                });
+                assert!(calls.iter().all(|calls| calls.load(Ordering::Relaxed) == 1));
+            }
+        }
+    }
+
+    #[test]
+    fn work_is_handed_out_once() {
+        for threads in [1, 2, 5] {
+            let pool = Pool::new(threads);
+            for n in [0, 1, 2, 7, 100] {
+                let calls: Vec<_> = (0..n).map(|_| AtomicUsize::new(0)).collect();
+                pool.for_each(n, |i| {
+                    calls[i].fetch_add(1, Ordering::Relaxed);
+                });
+                assert!(calls.iter().all(|calls| calls.load(Ordering::Relaxed) == 1), "{threads} {n}");
+                for chunk in [1, 3, 7, 1000] {
+                    let mut out = vec![0; n];
+                    pool.for_chunks(&mut out, chunk, |i, part| {
+                        let first = i * chunk;
+                        assert!(part.len() == chunk.min(n - first));
+                        part.iter_mut().enumerate().for_each(|(i, x)| *x += 1 + first + i);
+                    });
+                    assert_eq!(out, (1..=n).collect::<Vec<_>>());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn columns_cover_the_matrix() {
+        let pool = Pool::new(3);
+        for (rows, width, columns) in [(1, 1, 1), (4, 10, 3), (3, 64, 16), (0, 5, 2), (2, 7, 100)] {
+            let mut out = vec![0.0; rows * width];
+            pool.for_columns(&mut out, width, columns, |first, mut part| {
+                assert_eq!(part.rows(), rows);
+                for t in 0..rows {
+                    let row = part.row(t);
+                    row.iter_mut().enumerate().for_each(|(i, x)| *x += (1 + t * width + first + i) as f32);
+                }
+            });
+            assert!(
+                out.iter().enumerate().all(|(i, x)| *x == (i + 1) as f32),
+                "{rows} × {width} by {columns}"
+            );
+        }
+        let mut out = [0.0; 6];
+        let no_row = message_of(|| pool.for_columns(&mut out, 3, 1, |_, mut part| part.row(2)[0] = 1.0));
+        assert_eq!(no_row, "row 2 of 2");
+        assert!(message_of(|| pool.for_columns(&mut out, 4, 1, |_, _| ())).contains("no rows of 4"));
+    }
+
+    #[test]
+    fn panics_reach_the_caller_and_the_pool_goes_on() {
+        for threads in [1, 4] {
+            let pool = Pool::new(threads);
+            for culprit in 0..threads {
+                let message = message_of(|| {
+                    pool.run(|i| {
+                        if i == culprit {
+                            panic!("worker {i} fails")
+                        }
+                    });
+                });
+                assert_eq!(message, format!("worker {culprit} fails"));
+                let total = AtomicUsize::new(0);
+                pool.for_each(10, |i| _ = total.fetch_add(i, Ordering::Relaxed));
+                assert_eq!(total.into_inner(), 45);
+            }
+        }
+    }
+
+    #[test]
+    fn nested_use_is_refused() {
+        for threads in [1, 2] {
+            let pool = Pool::new(threads);
+            let message = message_of(|| {
+                pool.run(|i| {
+                    if i == 0 {
+                        pool.run(|_| ())
+                    }
+                })
+            });
+            assert!(message.contains("starts another"), "{message}");
+            pool.run(|_| ());
+        }
+    }
+
+    #[test]
+    fn threads_take_turns() {
+        let (pool, total) = (Pool::new(2), AtomicUsize::new(0));
+        thread::scope(|scope| {
+            for _ in 0..4 {
+                scope
+                    .spawn(|| (0..500).for_each(|_| pool.run(|_| _ = total.fetch_add(1, Ordering::Relaxed))));
+            }
+        });
+        assert_eq!(total.into_inner(), 4 * 500 * 2);
+    }
+
+    #[test]
+    fn sleeping_workers_wake() {
+        let pool = Pool::new(3);
+        for _ in 0..20 {
+            thread::sleep(4 * SPIN);
+            let calls = AtomicUsize::new(0);
+            pool.run(|_| _ = calls.fetch_add(1, Ordering::Relaxed));
+            assert_eq!(calls.into_inner(), 3);
+        }
+        // All asleep when dropped.
+        thread::sleep(4 * SPIN);
+    }
+
+    #[test]
+    fn many_small_jobs() {
+        let pool = Pool::new(2);
+        let calls = AtomicUsize::new(0);
+        let mut best = Duration::MAX;
+        for _ in 0..10_000 {
+            let start = Instant::now();
+            pool.run(|_| _ = calls.fetch_add(1, Ordering::Relaxed));
+            best = best.min(start.elapsed());
+        }
+        assert_eq!(calls.into_inner(), 20_000);
+        println!("an empty job takes {best:?}");
+    }
+
+    #[test]
+    fn cores_are_allowed_to_this_process() {
+        let threads = physical_cores();
+        assert!(threads >= 1 && threads <= thread::available_parallelism().map_or(1, usize::from));
+    }
+}

@@ -1,0 +1,192 @@
+//! Every kernel of every format on every instruction set, against scalar decoding and sums in f64.
+
+use super::*;
+use crate::rotate::{self, Pcg64};
+use crate::{FORMATS, FormatOps, Rotation};
+
+/// Uniform in −1 .. 1.
+fn noise(seed: u32, values: usize) -> Vec<f32> {
+    let mut rng = Pcg64::seed(seed);
+    (0..values).map(|_| rng.next_u32() as i32 as f32 / 2_147_483_648.0).collect()
+}
+
+/// Sums of products are within this, relative to the product of the lengths of both factors.
+const TOLERANCE: f64 = 1e-6;
+
+/// `actual[i * b + j]` = the product of row i of x and row j of w, `columns` wide.
+#[track_caller]
+fn check_products(what: &str, actual: &[f32], x: &[f32], w: &[f32], columns: usize) {
+    let length = |v: &[f32]| v.iter().map(|v| f64::from(v * v)).sum::<f64>().sqrt();
+    let mut actual = actual.iter();
+    for (i, x) in x.chunks(columns).enumerate() {
+        for (j, w) in w.chunks(columns).enumerate() {
+            let exact: f64 = x.iter().zip(w).map(|(x, w)| f64::from(*x) * f64::from(*w)).sum();
+            let error = (f64::from(*actual.next().expect("a product of every pair")) - exact).abs();
+            assert!(error <= TOLERANCE * length(x) * length(w), "{what} [{i}, {j}]: {error:e} off {exact}");
+        }
+    }
+    assert!(actual.next().is_none(), "{what}: as many products as pairs");
+}
+
+fn bits(x: &[f32]) -> Vec<u32> {
+    x.iter().map(|x| x.to_bits()).collect()
+}
+
+/// The activations that meet weights of a format: rotated if need be.
+fn activations(format: &FormatOps, x: &[f32]) -> Vec<f32> {
+    let mut x = x.to_vec();
+    if format.rotation == Rotation::Block32 {
+        x.as_chunks_mut().0.iter_mut().for_each(rotate::block32_forward);
+    }
+    x
+}
+
+/// Encoded noise, and what it decodes to.
+fn encoded_rows(format: &FormatOps, seed: u32, rows: usize, cols: usize) -> (Vec<u8>, Vec<f32>) {
+    let row_bytes = format.row_bytes(cols);
+    let (mut bytes, mut decoded) = (vec![0; rows * row_bytes], vec![0.0; rows * cols]);
+    let noise = noise(seed, rows * cols);
+    for (r, bytes) in bytes.chunks_mut(row_bytes).enumerate() {
+        format.encode_row(&noise[r * cols..][..cols], bytes);
+        format.decode_row(bytes, &mut decoded[r * cols..][..cols]);
+    }
+    (bytes, decoded)
+}
+
+#[test]
+fn weights_times_vectors() {
+    for format in FORMATS.iter().filter(|f| f.weights) {
+        let float = format.fits(1);
+        let columns: &[usize] = if float { &[1, 15, 16, 100, 1024, 1100, 2048] } else { &[256, 1280, 2304] };
+        for &cols in columns {
+            let rows = 11;
+            let (bytes, decoded) = encoded_rows(format, 1, rows, cols);
+            for tokens in [1, 2, 3, 4, 5, 8, 13] {
+                let x = noise(2, tokens * cols);
+                let rotated = activations(format, &x);
+                let mut first = None;
+                for level in Level::all_available() {
+                    let what = format!("{} {level:?} {rows} × {cols}, {tokens} tokens", format.name);
+                    let kernels = (format.kernels)(level);
+                    let mut out = vec![f32::NAN; tokens * rows];
+                    (kernels.matvec)(&bytes, cols, &rotated, tokens, &mut out);
+                    check_products(&what, &out, &x, &decoded, cols);
+
+                    let mut panel = vec![f32::NAN; gemm::panel_len(rows, cols)];
+                    let mut product = vec![f32::NAN; tokens * rows];
+                    (kernels.matmul)(&bytes, cols, &rotated, tokens, &mut panel, &mut product);
+                    assert_eq!(bits(&product), bits(&out), "{what}: matmul is matvec");
+                    let first = first.get_or_insert_with(|| out.clone());
+                    assert_eq!(bits(first), bits(&out), "{what}: the same on every instruction set");
+
+                    let mut alone = vec![f32::NAN; rows];
+                    let last = &rotated[(tokens - 1) * cols..];
+                    (kernels.matvec)(&bytes, cols, last, 1, &mut alone);
+                    assert_eq!(bits(&alone), bits(&out[(tokens - 1) * rows..]), "{what}: the last alone");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn rows_decode() {
+    for format in FORMATS.iter().filter(|f| f.weights) {
+        let cols = if format.fits(1) { 100 } else { 512 };
+        let (bytes, decoded) = encoded_rows(format, 3, 3, cols);
+        for level in Level::all_available() {
+            let mut out = vec![f32::NAN; 3 * cols];
+            ((format.kernels)(level).decode_rows)(&bytes, cols, &mut out);
+            if format.rotation == Rotation::Block32 {
+                out.as_chunks_mut().0.iter_mut().for_each(rotate::block32_inverse);
+            }
+            for (i, (out, decoded)) in out.iter().zip(&decoded).enumerate() {
+                assert!((out - decoded).abs() <= 1e-6, "{} {level:?} [{i}]: {out} {decoded}", format.name);
+            }
+        }
+    }
+}
+
+/// A page part of noise, and what it decodes to.
+fn encoded_part(format: &FormatOps, seed: u32, tokens: usize, head_dim: usize) -> (Vec<u8>, Vec<f32>) {
+    let (values, bytes) = format.head_block(head_dim);
+    let noise = noise(seed, tokens * head_dim);
+    let (mut part, mut decoded) = (Vec::new(), vec![0.0; tokens * head_dim]);
+    for (x, y) in noise.chunks(values).zip(decoded.chunks_mut(values)) {
+        let mut block = vec![0; bytes];
+        (format.encode_rotated)(x, &mut block);
+        (format.decode)(&block, y);
+        part.extend(block);
+    }
+    (part, decoded)
+}
+
+/// Rows become columns.
+fn transposed(x: &[f32], columns: usize) -> Vec<f32> {
+    (0..columns).flat_map(|c| x.chunks(columns).map(move |row| row[c])).collect()
+}
+
+#[test]
+fn queries_attend_to_a_part() {
+    for format in FORMATS.iter().filter(|f| f.kv) {
+        for head_dim in [16, 48, 64, 80, 96, 112, 128, 192, 256] {
+            for tokens in [2, 16, 38] {
+                let (part, decoded) = encoded_part(format, 4, tokens, head_dim);
+                for queries in [1, 2, 3, 4, 7, 8, 9, 16] {
+                    let (q, weights) = (noise(5, queries * head_dim), noise(6, queries * tokens));
+                    let start = noise(7, queries * head_dim);
+                    let mut first = None;
+                    for level in Level::all_available() {
+                        let what =
+                            format!("{} {level:?} {tokens} × {head_dim}, {queries} queries", format.name);
+                        let (kernels, floats) = ((format.kernels)(level), FloatKernels::of(level));
+                        let mut scores = vec![f32::NAN; queries * tokens];
+                        (kernels.scores)(&part, tokens, head_dim, &q, &mut scores);
+                        check_products(&what, &scores, &q, &decoded, head_dim);
+
+                        let mut tile = vec![f32::NAN; tokens * head_dim];
+                        (kernels.decode_tile)(&part, tokens, head_dim, &mut tile);
+                        let mut tile_scores = vec![f32::NAN; queries * tokens];
+                        let q = Matrix { values: &q, stride: head_dim, rows: queries };
+                        let k = Matrix { values: &tile, stride: head_dim, rows: tokens };
+                        (floats.product)(q, k, head_dim, &mut tile_scores);
+                        assert_eq!(bits(&tile_scores), bits(&scores), "{what}: tiles give the same scores");
+
+                        let mut out = vec![0.0; queries * head_dim];
+                        (kernels.accumulate)(&part, tokens, head_dim, &weights, &mut out);
+                        check_products(&what, &out, &weights, &transposed(&decoded, head_dim), tokens);
+                        let mut tile_out = vec![0.0; queries * head_dim];
+                        (floats.accumulate_tile)(&tile, tokens, head_dim, &weights, &mut tile_out);
+                        assert_eq!(bits(&tile_out), bits(&out), "{what}: tiles give the same output");
+
+                        let mut added = start.clone();
+                        (kernels.accumulate)(&part, tokens, head_dim, &weights, &mut added);
+                        let sums: Vec<f32> = start.iter().zip(&out).map(|(start, out)| start + out).collect();
+                        assert_eq!(added, sums, "{what}: adds to what is there");
+
+                        let results = [bits(&scores), bits(&out)];
+                        let first = first.get_or_insert_with(|| results.clone());
+                        assert_eq!(*first, results, "{what}: the same on every instruction set");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn no_tokens_and_no_queries_are_fine() {
+    for format in FORMATS.iter().filter(|f| f.kv) {
+        for level in Level::all_available() {
+            let kernels = (format.kernels)(level);
+            let mut out = vec![1.0; 128];
+            (kernels.scores)(&[], 0, 128, &[0.0; 128], &mut []);
+            (kernels.accumulate)(&[], 0, 128, &[], &mut out);
+            (kernels.decode_tile)(&[], 0, 128, &mut []);
+            assert_eq!(out, [1.0; 128]);
+            let (part, _) = encoded_part(format, 8, 2, 128);
+            (kernels.scores)(&part, 2, 128, &[], &mut []);
+            (kernels.accumulate)(&part, 2, 128, &[], &mut []);
+        }
+    }
+}
