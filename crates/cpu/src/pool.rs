@@ -81,13 +81,9 @@ impl Pool {
         });
         let start = |i: usize| {
             let shared = shared.clone();
-            let body = move || {
-                WORKER.set(i + 1);
-                shared.work(i);
-            };
             thread::Builder::new()
                 .name(format!("torque-{}", i + 1))
-                .spawn(body)
+                .spawn(move || shared.work(i))
                 .expect("a thread can be started")
         };
         Pool { others: (0..others).map(start).collect(), shared }
