@@ -48,16 +48,16 @@ pub fn is_reader_gone(error: &anyhow::Error) -> bool {
     causes.any(|cause| cause.kind() == io::ErrorKind::BrokenPipe)
 }
 
-/// The causes of an error in one line, without those that the one above them has told already.
+/// The causes of an error in one line, without those that another tells as well.
 fn message(error: &anyhow::Error) -> String {
-    let mut message = String::new();
+    let mut told: Vec<String> = Vec::new();
     for cause in error.chain().map(ToString::to_string) {
-        if !message.contains(&cause) {
-            let separator = if message.is_empty() { "" } else { ": " };
-            message += &format!("{separator}{cause}");
+        if told.iter().all(|above| !above.contains(&cause)) {
+            told.retain(|above| !cause.contains(above));
+            told.push(cause);
         }
     }
-    message
+    told.join(": ")
 }
 
 /// Writes help and version as asked for, or what is wrong with the command line.
@@ -107,5 +107,7 @@ mod tests {
         let cause = || anyhow!("no such file");
         assert_eq!(message(&cause().context("`x.gguf`")), "`x.gguf`: no such file");
         assert_eq!(message(&cause().context("cannot open: no such file")), "cannot open: no such file");
+        let cause = anyhow!("cannot open `x.gguf`");
+        assert_eq!(message(&cause.context("`x.gguf`")), "cannot open `x.gguf`");
     }
 }

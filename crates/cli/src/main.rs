@@ -21,7 +21,7 @@ use std::process::ExitCode;
 /// Without a command, a small model inside this program shows what it does.
 #[derive(Parser)]
 #[command(name = "torque", version = env!("TORQUE_VERSION"), args_conflicts_with_subcommands = true)]
-#[command(disable_help_subcommand = true, after_help = EXAMPLES)]
+#[command(disable_help_subcommand = true, max_term_width = 110, after_help = EXAMPLES)]
 struct Cli {
     #[command(subcommand)]
     command: Option<Command>,

@@ -12,7 +12,8 @@ impl Progress {
     /// For work of so many steps of some unit.
     pub fn new(label: impl Into<String>, steps: usize, unit: &str) -> Progress {
         let bar = ProgressBar::with_draw_target(Some(steps as u64), ProgressDrawTarget::hidden());
-        let template = format!("{{msg}} {{bar:30.cyan/dim}} {{human_pos}}/{{human_len}} {unit}, {{eta}} left");
+        let template =
+            format!("{{msg}} {{bar:30.cyan/dim}} {{human_pos}}/{{human_len}} {unit}, {{eta}} left");
         let style = ProgressStyle::with_template(&template).expect("the template is valid");
         Progress::show_later(bar.with_style(style.progress_chars("━╸─")), label)
     }

@@ -21,8 +21,7 @@ pub fn verbose(engine: &Engine, session: &Session, policy: &Policy) -> anyhow::R
         types(engine),
         human_bytes(engine.active_bytes() as f64)
     );
-    let threads = engine.threads();
-    note!("backend  {} ({}), {threads} thread{}", engine.backend(), engine.device(), if threads == 1 { "" } else { "s" });
+    note!("backend  {} ({}), {}", engine.backend(), engine.device(), threads(engine));
     for (layers, kv) in like_layers(&engine.layer_kv(policy)?) {
         let window = kv.window.map(|window| format!(", window {window}")).unwrap_or_default();
         note!(
@@ -48,6 +47,12 @@ pub fn verbose(engine: &Engine, session: &Session, policy: &Policy) -> anyhow::R
         human_bytes(available_memory() as f64)
     );
     Ok(())
+}
+
+/// `1 thread`, `2 threads`.
+pub fn threads(engine: &Engine) -> String {
+    let n = engine.threads();
+    format!("{n} thread{}", if n == 1 { "" } else { "s" })
 }
 
 /// The tensor types that hold most of a model: `Q4_K, Q6_K`.
@@ -80,7 +85,10 @@ fn like_layers(layers: &[LayerKv]) -> Vec<(String, &LayerKv)> {
     let range = |&(first, last): &(usize, usize)| {
         if first == last { format!("{first}") } else { format!("{first}-{last}") }
     };
-    groups.into_iter().map(|(kv, ranges)| (ranges.iter().map(range).collect::<Vec<_>>().join(","), kv)).collect()
+    groups
+        .into_iter()
+        .map(|(kv, ranges)| (ranges.iter().map(range).collect::<Vec<_>>().join(","), kv))
+        .collect()
 }
 
 /// The context that fits in the memory that is free, in words.
@@ -108,7 +116,13 @@ impl Speed {
     }
 
     /// Adds what decoding took. `kv_before` is what decoding read of the KV cache at its beginning.
-    pub fn decoded(self, generation: Generation, engine: &Engine, kv_before: usize, session: &Session) -> Speed {
+    pub fn decoded(
+        self,
+        generation: Generation,
+        engine: &Engine,
+        kv_before: usize,
+        session: &Session,
+    ) -> Speed {
         let kv = (kv_before + session.kv_read_bytes()) as f64 / 2.0;
         Speed { generation: Some(generation), bytes_per_token: engine.active_bytes() as f64 + kv, ..self }
     }
@@ -125,12 +139,14 @@ impl Speed {
 
     /// Bytes that decoding read a second.
     pub fn gigabytes(&self) -> f64 {
-        self.generation.map_or(0.0, |g| g.tokens as f64 * self.bytes_per_token / g.time.as_secs_f64().max(1e-9) / 1e9)
+        self.generation
+            .map_or(0.0, |g| g.tokens as f64 * self.bytes_per_token / g.time.as_secs_f64().max(1e-9) / 1e9)
     }
 
     /// Everything in one line.
     pub fn line(&self, session: &Session, policy: &Policy) -> String {
-        let mut line = format!("prompt {} tokens, {} tokens/s", thousands(self.prompt_tokens as u64), self.prompt());
+        let mut line =
+            format!("prompt {} tokens, {} tokens/s", thousands(self.prompt_tokens as u64), self.prompt());
         if let Some(generation) = self.generation {
             let (tokens, decode) = (thousands(generation.tokens as u64), self.decode());
             line += &format!(" · decode {tokens} tokens, {decode} tokens/s, {:.2} GB/s", self.gigabytes());
@@ -147,9 +163,20 @@ mod tests {
 
     #[test]
     fn like_layers_are_told_once() {
-        let kv = |layer, k| LayerKv { layer, k, v: "f16", heads: 2, head_dim: 64, window: None, bytes_per_token: 1.0 };
-        let layers: Vec<_> =
-            ["q8_0", "q8_0", "f16", "f16", "f16", "q8_0"].into_iter().enumerate().map(|(i, k)| kv(i, k)).collect();
+        let kv = |layer, k| LayerKv {
+            layer,
+            k,
+            v: "f16",
+            heads: 2,
+            head_dim: 64,
+            window: None,
+            bytes_per_token: 1.0,
+        };
+        let layers: Vec<_> = ["q8_0", "q8_0", "f16", "f16", "f16", "q8_0"]
+            .into_iter()
+            .enumerate()
+            .map(|(i, k)| kv(i, k))
+            .collect();
         let groups: Vec<_> = like_layers(&layers).into_iter().map(|(layers, kv)| (layers, kv.k)).collect();
         assert_eq!(groups, [("0-1,5".into(), "q8_0"), ("2-4".into(), "f16")]);
     }

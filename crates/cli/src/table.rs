@@ -40,7 +40,13 @@ impl Table {
     fn line(&self, f: &mut fmt::Formatter, row: &[String], widths: &[usize], style: Style) -> fmt::Result {
         let mut line = String::new();
         for (column, (cell, &width)) in row.iter().zip(widths).enumerate() {
-            line += if self.markdown { "| " } else if column > 0 { "   " } else { "" };
+            line += if self.markdown {
+                "| "
+            } else if column > 0 {
+                "   "
+            } else {
+                ""
+            };
             line += &if self.right[column] { format!("{cell:>width$}") } else { format!("{cell:<width$}") };
             line += if self.markdown { " " } else { "" };
         }
@@ -81,6 +87,9 @@ mod tests {
         let plain = anstream::adapter::strip_str(&table().to_string()).to_string();
         assert_eq!(plain, "name      bits\nf16      16.00\nturbo3    3.13\n");
         let markdown = anstream::adapter::strip_str(&table().markdown(true).to_string()).to_string();
-        assert_eq!(markdown, "| name   |  bits |\n| ------ | ----: |\n| f16    | 16.00 |\n| turbo3 |  3.13 |\n");
+        assert_eq!(
+            markdown,
+            "| name   |  bits |\n| ------ | ----: |\n| f16    | 16.00 |\n| turbo3 |  3.13 |\n"
+        );
     }
 }

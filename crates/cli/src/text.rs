@@ -110,11 +110,13 @@ mod tests {
 
     #[test]
     fn counts_have_three_digits() {
-        for (n, text) in [(0, "0"), (999, "999"), (1000, "1.00 K"), (7_734_784, "7.73 M"), (494_000_000, "494 M")] {
+        for (n, text) in
+            [(0, "0"), (999, "999"), (1000, "1.00 K"), (7_734_784, "7.73 M"), (494_000_000, "494 M")]
+        {
             assert_eq!(count(n), text);
         }
         assert_eq!(count(999_600), "1.00 M");
-        assert_eq!(count(70_550_000_000), "70.6 B");
+        assert_eq!(count(70_560_000_000), "70.6 B");
         assert_eq!(thousands(1_234_567), "1,234,567");
         assert_eq!(thousands(12), "12");
     }

@@ -59,9 +59,9 @@ pub struct Bench {
     #[arg(long, value_name = "FORMAT", value_delimiter = ',', value_parser = kv_formats(), ignore_case = true)]
     #[arg(default_value = "f16")]
     cache_type_k: Vec<String>,
-    /// Formats of values, short: -ctv
+    /// Formats of values, as for keys, short: -ctv
     #[arg(long, value_name = "FORMAT", value_delimiter = ',', value_parser = kv_formats(), ignore_case = true)]
-    #[arg(default_value = "f16")]
+    #[arg(default_value = "f16", hide_possible_values = true)]
     cache_type_v: Vec<String>,
     /// Repetitions, after one that does not count
     #[arg(short, long, value_name = "N", default_value_t = 5, value_parser = positive)]
@@ -100,7 +100,10 @@ impl Source {
             Source::File(path) => model::open_file(path, options),
             Source::Synthetic(shape, format) => {
                 let _progress = Progress::spinner(format!("making the {shape} model in {format}"));
-                let shape = SHAPES.iter().find(|known| known.name == shape).expect("the parser accepts these names only");
+                let shape = SHAPES
+                    .iter()
+                    .find(|known| known.name == shape)
+                    .expect("the parser accepts these names only");
                 let format = quant::by_name(format).expect("the parser accepts these names only");
                 Ok(Engine::from_gguf(synthetic::build(shape, format)?, options)?)
             }
@@ -213,7 +216,10 @@ impl Bench {
                 if !fill(&mut session, engine, depth)? {
                     return Ok(());
                 }
-                let _progress = Progress::spinner(format!("{name} {k}/{v} {label}, {repetition} of {}", self.repetitions));
+                let _progress = Progress::spinner(format!(
+                    "{name} {k}/{v} {label}, {repetition} of {}",
+                    self.repetitions
+                ));
                 let Some(sample) = test.run(&mut session, engine, batch)? else { return Ok(()) };
                 // The first one warms caches up.
                 if repetition > 0 {
@@ -329,8 +335,18 @@ fn mean_and_deviation(samples: &[f64]) -> (f64, f64) {
 }
 
 fn table(rows: &[Row]) -> Table {
-    let columns =
-        ["model", ">size", ">params", "backend", ">threads", "type_k", "type_v", ">test", ">tokens/s", ">GB/s"];
+    let columns = [
+        "model",
+        ">size",
+        ">params",
+        "backend",
+        ">threads",
+        "type_k",
+        "type_v",
+        ">test",
+        ">tokens/s",
+        ">GB/s",
+    ];
     let mut table = Table::new(&columns).markdown(true);
     for row in rows {
         table.row([

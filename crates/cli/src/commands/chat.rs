@@ -88,7 +88,9 @@ impl Chat {
         if input.is_terminal() {
             let (name, parameters) = (&engine.config().name, count(engine.parameters()));
             let context = thousands(conversation.session.context() as u64);
-            note!("{name}, {parameters} parameters, {context} tokens of context. /help lists commands, Ctrl-D leaves.");
+            note!(
+                "{name}, {parameters} parameters, {context} tokens of context. /help lists commands, Ctrl-D leaves."
+            );
         }
         while let Some(line) = input.message()? {
             match conversation.take(&line) {
@@ -199,7 +201,10 @@ impl Conversation<'_> {
         let tokens = tokenizer.encode(&prompt, Encode { add_special: true, parse_special: true });
         if tokens.len() >= self.session.context() {
             let context = self.session.context();
-            bail!("the conversation has {} tokens and the context {context}; /undo, /clear, or a larger -c", tokens.len());
+            bail!(
+                "the conversation has {} tokens and the context {context}; /undo, /clear, or a larger -c",
+                tokens.len()
+            );
         }
         let mut sampler = self.chat.sampling.sampler(self.engine, self.answers)?;
         self.answers += 1;
@@ -246,7 +251,11 @@ enum Input {
 
 impl Input {
     fn open() -> Result<Input> {
-        Ok(if io::stdin().is_terminal() { Input::Terminal(Box::new(DefaultEditor::new()?)) } else { Input::Pipe })
+        Ok(if io::stdin().is_terminal() {
+            Input::Terminal(Box::new(DefaultEditor::new()?))
+        } else {
+            Input::Pipe
+        })
     }
 
     fn is_terminal(&self) -> bool {

@@ -12,7 +12,9 @@ use std::time::Instant;
 use torque_engine::quant::by_name;
 use torque_engine::sampler::{Sampler, SamplerParams};
 use torque_engine::tokenizer::Encode;
-use torque_engine::{Engine, EngineOptions, Policy, Request, SessionOptions, available_memory, generate, human_bytes};
+use torque_engine::{
+    Engine, EngineOptions, Policy, Request, SessionOptions, available_memory, generate, human_bytes,
+};
 
 const PROMPT: &str = "The scheduler decides which process runs next. When a process";
 const TOKENS: usize = 128;
@@ -33,7 +35,8 @@ pub fn run() -> Result<ExitCode> {
     interrupt::catch();
     let engine = Engine::from_gguf(model::demo(), &EngineOptions::default())?;
     let mut session = engine.session(&SessionOptions { context: Some(1024), ..SessionOptions::default() })?;
-    let params = SamplerParams { seed: Some(SEED), temperature: 0.7, repeat_penalty: 1.1, ..SamplerParams::default() };
+    let params =
+        SamplerParams { seed: Some(SEED), temperature: 0.7, repeat_penalty: 1.1, ..SamplerParams::default() };
     let mut sampler = Sampler::new(params, engine.config().vocabulary)?;
     let bold = anstyle::Style::new().bold();
     let dim = anstyle::Style::new().dimmed();
@@ -66,12 +69,12 @@ pub fn run() -> Result<ExitCode> {
     let mut out = anstream::stdout().lock();
     writeln!(
         out,
-        "\n{dim}prompt {} tokens/s, decode {} tokens/s ({:.2} GB/s), {} on {} threads{dim:#}\n",
+        "\n{dim}prompt {} tokens/s, decode {} tokens/s ({:.2} GB/s), {} on {}{dim:#}\n",
         speed.prompt(),
         speed.decode(),
         speed.gigabytes(),
         engine.device(),
-        engine.threads()
+        report::threads(&engine)
     )?;
     let free = format!(">context in {} free", human_bytes(available_memory() as f64));
     let mut table = Table::new(&["KV cache", ">bits", ">bytes per token", ">smaller", &free]);

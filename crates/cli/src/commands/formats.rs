@@ -53,7 +53,8 @@ impl Formats {
             writeln!(out, "{}", serde_json::to_string_pretty(&rows)?)?;
             return Ok(ExitCode::SUCCESS);
         }
-        let columns = ["format", ">bits", ">error, Gaussian", ">error, outliers", "weights", "K and V", "also called"];
+        let columns =
+            ["format", ">bits", ">error, Gaussian", ">error, outliers", "weights", "K and V", "also called"];
         let mut table = Table::new(&columns).markdown(self.markdown);
         for row in &rows {
             let yes = |holds: bool| if holds { "yes" } else { "–" }.to_string();

@@ -96,7 +96,12 @@ impl<'a> Facts<'a> {
                 types.len() - 1
             });
             let sums = &mut types[place];
-            *sums = (std::mem::take(&mut sums.0), sums.1 + 1, sums.2 + parameters, sums.3 + tensor.data.len() as u64);
+            *sums = (
+                std::mem::take(&mut sums.0),
+                sums.1 + 1,
+                sums.2 + parameters,
+                sums.3 + tensor.data.len() as u64,
+            );
         }
         types.sort_by_key(|(.., bytes)| std::cmp::Reverse(*bytes));
         let config = Config::from_metadata(metadata);
@@ -128,12 +133,11 @@ impl<'a> Facts<'a> {
         self.metadata.u64(&key).ok().flatten().or_else(|| each?.iter().max().map(|&n| n.into()))
     }
 
-    /// Bytes of KV per token in every format that holds keys and values.
-    fn kv_bytes(&self) -> Vec<(&'static str, Option<f64>)> {
+    /// The KV cache in every format that holds keys and values; `None` where a head of this size cannot be stored in it.
+    fn kv_plans(&self) -> Vec<(&'static str, Option<Plan>)> {
         let Some(config) = &self.config else { return Vec::new() };
         let layers = config.kv_layers();
-        let bytes = |name| Plan::new(&Policy::uniform(name, name), &layers).ok().map(|plan| plan.bytes_per_token());
-        kv_format_names().map(|name| (name, bytes(name))).collect()
+        kv_format_names().map(|name| (name, Plan::new(&Policy::uniform(name, name), &layers).ok())).collect()
     }
 
     fn bits_per_weight(&self) -> f64 {
@@ -146,22 +150,26 @@ impl<'a> Facts<'a> {
             None => Ok(()),
         };
         let number = |key| self.number(key).map(thousands);
-        let counted = |n: Option<u64>, what: &str| n.filter(|&n| n > 0).map(|n| format!(", {} {what}", thousands(n)));
+        let counted =
+            |n: Option<u64>, what: &str| n.filter(|&n| n > 0).map(|n| format!(", {} {what}", thousands(n)));
         let join = |parts: &[Option<String>]| parts.iter().flatten().map(String::as_str).collect::<String>();
 
         line("name", self.text("general.name").map(str::to_string))?;
         line("architecture", Some(self.architecture.into()))?;
         line("runs here", Some(self.obstacle.as_ref().map_or("yes".into(), |why| format!("no: {why}"))))?;
         line("parameters", (self.parameters > 0).then(|| count(self.parameters)))?;
-        let size = || format!("{}, {:.2} bits per weight", human_bytes(self.bytes as f64), self.bits_per_weight());
+        let size =
+            || format!("{}, {:.2} bits per weight", human_bytes(self.bytes as f64), self.bits_per_weight());
         line("weights", (self.parameters > 0).then(size))?;
         line("context", number("context_length").map(|n| format!("{n} tokens")))?;
         let layers = [
-            number("block_count").map(|n| format!("{n} × {} wide", number("embedding_length").unwrap_or("?".into()))),
+            number("block_count")
+                .map(|n| format!("{n} × {} wide", number("embedding_length").unwrap_or("?".into()))),
             counted(self.number("feed_forward_length"), "in the feed-forward layer"),
         ];
         line("layers", layers[0].is_some().then(|| join(&layers)))?;
-        let experts = [number("expert_count"), counted(self.number("expert_used_count"), "of them used by a token")];
+        let experts =
+            [number("expert_count"), counted(self.number("expert_used_count"), "of them used by a token")];
         line("experts", self.number("expert_count").filter(|&n| n > 0).map(|_| join(&experts)))?;
         let head_dim = self.config.as_ref().map(|c| c.layers[0].kv.head_dim[0] as u64);
         let heads = [
@@ -173,13 +181,23 @@ impl<'a> Facts<'a> {
         line("heads", heads[0].is_some().then(|| join(&heads)))?;
         line("tokenizer", Some(self.tokenizer_line()))?;
         let template = match self.tokenizer.as_ref().map(|t| t.chat_template().is_some()) {
-            Ok(true) if self.text("tokenizer.chat_template").is_none() => "none in the file, known from the vocabulary",
+            Ok(true) if self.text("tokenizer.chat_template").is_none() => {
+                "none in the file, known from the vocabulary"
+            }
             Ok(true) => "yes",
             _ => "none",
         };
         line("chat template", Some(template.into()))?;
         line("licence", self.text("general.license").map(str::to_string))?;
-        line("file", Some(format!("GGUF {}, {} keys, {} tensors", gguf.version(), gguf.metadata().len(), gguf.tensors().len())))?;
+        line(
+            "file",
+            Some(format!(
+                "GGUF {}, {} keys, {} tensors",
+                gguf.version(),
+                gguf.metadata().len(),
+                gguf.tensors().len()
+            )),
+        )?;
 
         if !self.types.is_empty() {
             let mut table = Table::new(&["weights", ">tensors", ">parameters", ">size", ">share"]);
@@ -195,15 +213,15 @@ impl<'a> Facts<'a> {
             }
             write!(out, "\n{table}")?;
         }
-        let kv_bytes = self.kv_bytes();
-        if !kv_bytes.is_empty() {
+        let plans = self.kv_plans();
+        if !plans.is_empty() {
             let mut table = Table::new(&["KV cache", ">bytes per token", ">32K tokens"]);
-            for (name, bytes) in &kv_bytes {
-                let cell = |value: Option<String>| value.unwrap_or("–".into());
+            for (name, plan) in &plans {
+                let cell = |cell: fn(&Plan) -> String| plan.as_ref().map_or("–".into(), cell);
                 table.row([
                     name.to_string(),
-                    cell(bytes.map(|bytes| thousands(bytes.round() as u64))),
-                    cell(bytes.map(|bytes| human_bytes(bytes * 32768.0))),
+                    cell(|plan| thousands(plan.bytes_per_token().round() as u64)),
+                    cell(|plan| human_bytes(plan.sequence_bytes(32 << 10, 512) as f64)),
                 ]);
             }
             write!(out, "\n{table}")?;
@@ -217,12 +235,16 @@ impl<'a> Facts<'a> {
             Err(error) => return format!("not usable: {error}"),
         };
         let kind = self.text("tokenizer.ggml.model").unwrap_or("?");
-        let pre = self.text("tokenizer.ggml.pre").map(|pre| format!("/{pre}")).unwrap_or_default();
+        // Only byte-level BPE cuts text into words first.
+        let pre = self.text("tokenizer.ggml.pre").filter(|_| kind == "gpt2");
+        let pre = pre.map(|pre| format!("/{pre}")).unwrap_or_default();
         let special = |name: &str, id: Option<u32>| {
             let text = |id| String::from_utf8_lossy(tokenizer.token_bytes(id)).into_owned();
             id.map(|id| format!(", {name} {id} {}", text(id))).unwrap_or_default()
         };
-        let ids = special("BOS", tokenizer.bos()) + &special("EOS", tokenizer.eos()) + &special("EOT", tokenizer.eot());
+        let ids = special("BOS", tokenizer.bos())
+            + &special("EOS", tokenizer.eos())
+            + &special("EOT", tokenizer.eot());
         format!("{kind}{pre}, {} tokens{ids}", thousands(tokenizer.len() as u64))
     }
 
@@ -230,7 +252,9 @@ impl<'a> Facts<'a> {
         let types = self.types.iter().map(|(name, tensors, parameters, bytes)| {
             json!({ "type": name, "tensors": tensors, "parameters": parameters, "bytes": bytes })
         });
-        let kv_bytes = self.kv_bytes().into_iter().map(|(name, bytes)| (name.to_string(), json!(bytes)));
+        let bytes_per_token = |plan: Option<Plan>| json!(plan.map(|plan| plan.bytes_per_token()));
+        let kv_bytes =
+            self.kv_plans().into_iter().map(|(name, plan)| (name.to_string(), bytes_per_token(plan)));
         let tokenizer = match &self.tokenizer {
             Err(error) => json!({ "error": error }),
             Ok(tokenizer) => json!({

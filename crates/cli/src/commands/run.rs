@@ -82,10 +82,16 @@ impl Run {
         }
         let tokens = engine.tokenizer().encode(&prompt, Encode { add_special: true, parse_special: true });
         if tokens.is_empty() {
-            bail!("the text to continue is empty, and this model has no token to begin with; give one with -p");
+            bail!(
+                "the text to continue is empty, and this model has no token to begin with; give one with -p"
+            );
         }
         if tokens.len() >= session.context() {
-            bail!("the text has {} tokens, which leaves no room in a context of {}; see -c", tokens.len(), session.context());
+            bail!(
+                "the text has {} tokens, which leaves no room in a context of {}; see -c",
+                tokens.len(),
+                session.context()
+            );
         }
 
         let mut out = Out::default();

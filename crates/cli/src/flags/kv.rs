@@ -29,8 +29,8 @@ pub struct PolicyFlags {
     /// Format of keys, short: -ctk [default: f16]
     #[arg(long, value_name = "FORMAT", value_parser = kv_formats(), ignore_case = true)]
     pub cache_type_k: Option<String>,
-    /// Format of values, short: -ctv [default: f16]
-    #[arg(long, value_name = "FORMAT", value_parser = kv_formats(), ignore_case = true)]
+    /// Format of values, as for keys, short: -ctv [default: f16]
+    #[arg(long, value_name = "FORMAT", value_parser = kv_formats(), ignore_case = true, hide_possible_values = true)]
     pub cache_type_v: Option<String>,
     /// Newest tokens kept exact [default: 128]
     #[arg(long, value_name = "N")]

@@ -12,8 +12,8 @@ use torque_engine::tokenizer::{Encode, Tokenizer};
 #[command(next_help_heading = "Sampling")]
 pub struct SamplingFlags {
     /// Seed of the random numbers; -1: a new one each time, which the last line tells
-    #[arg(short, long, value_name = "N", default_value_t = -1, allow_negative_numbers = true)]
-    seed: i64,
+    #[arg(short, long, value_name = "N", default_value = "-1", value_parser = seed, allow_negative_numbers = true)]
+    seed: Seed,
     /// Temperature; 0 always takes the most likely token
     #[arg(long, alias = "temperature", value_name = "X", default_value_t = defaults().temperature, allow_negative_numbers = true)]
     temp: f32,
@@ -85,7 +85,7 @@ impl SamplingFlags {
     pub fn params(&self) -> Result<SamplerParams, sampler::Error> {
         let names = self.samplers.split([';', ',']).map(str::trim).filter(|name| !name.is_empty());
         let params = SamplerParams {
-            seed: u64::try_from(self.seed).ok(),
+            seed: self.seed.0,
             samplers: names.map(str::to_string).collect(),
             temperature: self.temp,
             top_k: self.top_k,
@@ -128,12 +128,26 @@ impl SamplingFlags {
         };
         let mut breakers = Vec::new();
         for text in given.iter().filter(|text| !text.is_empty()) {
-            let contains = |&id: &u32| tokenizer.token_bytes(id).windows(text.len()).any(|w| w == text.as_bytes());
+            let contains =
+                |&id: &u32| tokenizer.token_bytes(id).windows(text.len()).any(|w| w == text.as_bytes());
             breakers.extend((0..tokenizer.len() as u32).filter(contains).map(|id| vec![id]));
             breakers.push(tokenizer.encode(text, Encode::default()));
         }
         breakers.retain(|tokens| !tokens.is_empty());
         breakers
+    }
+}
+
+/// A seed, or none.
+#[derive(Clone, Copy)]
+struct Seed(Option<u64>);
+
+/// Reads a seed; -1 is none.
+fn seed(text: &str) -> Result<Seed, String> {
+    match text.parse() {
+        _ if text == "-1" => Ok(Seed(None)),
+        Ok(seed) => Ok(Seed(Some(seed))),
+        Err(_) => Err("expected a whole number, or -1 for a new one".into()),
     }
 }
 

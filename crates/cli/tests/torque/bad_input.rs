@@ -27,7 +27,13 @@ fn files_that_are_not_models() {
     let empty = file("empty.gguf", b"");
     let header = file("header.gguf", &demo[..100]);
     let half = file("half.gguf", &demo[..demo.len() / 2]);
-    for command in [&["run", "-p", "x", "-m"][..], &["chat", "-m"], &["inspect"], &["tokenize", "-p", "x", "-m"], &["bench", "-m"]] {
+    for command in [
+        &["run", "-p", "x", "-m"][..],
+        &["chat", "-m"],
+        &["inspect"],
+        &["tokenize", "-p", "x", "-m"],
+        &["bench", "-m"],
+    ] {
         for path in [&text, &empty, &header, &half] {
             check(&[command, &[path]].concat(), b"", 1, &[path]);
         }
@@ -43,7 +49,12 @@ fn models_that_cannot_run() {
     let at = bytes.windows(5).position(|window| window == b"llama").unwrap();
     bytes[at..at + 5].copy_from_slice(b"bread");
     std::fs::write(&path, bytes).unwrap();
-    check(&["run", "-p", "x", "-m", path.to_str().unwrap()], b"", 1, &["bread.gguf", "`bread`", "llama", "qwen3"]);
+    check(
+        &["run", "-p", "x", "-m", path.to_str().unwrap()],
+        b"",
+        1,
+        &["bread.gguf", "`bread`", "llama", "qwen3"],
+    );
     let vocabulary = shared("vocab/ggml-vocab-llama-spm.gguf");
     check(&["run", "-p", "x", "-m", &vocabulary], b"", 1, &["ggml-vocab-llama-spm.gguf"]);
     check(&["chat", "-m", &shared("zoo/llama-hd64.gguf")], b"hello\n", 1, &["chat template"]);
@@ -104,7 +115,12 @@ fn command_lines_that_say_nothing() {
 fn references_that_do_not_fit() {
     let llama = shared("zoo/llama-hd64.gguf");
     let other = shared("zoo/qwen3.safetensors");
-    check(&["eval", "reference", &llama, &other, "--target", "nothing"], b"", 1, &["qwen3.safetensors", "nothing"]);
+    check(
+        &["eval", "reference", &llama, &other, "--target", "nothing"],
+        b"",
+        1,
+        &["qwen3.safetensors", "nothing"],
+    );
     check(&["eval", "reference", &llama, &llama], b"", 1, &["llama-hd64.gguf", "safetensors"]);
     check(&["formats", "verify", &llama], b"", 1, &["llama-hd64.gguf"]);
 }

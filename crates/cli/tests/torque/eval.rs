@@ -1,7 +1,8 @@
-use crate::{json, shared, stdout, torque};
+use crate::{json, output, shared, stdout, torque};
 
 fn reference(model: &str, flags: &str) -> serde_json::Value {
-    let [gguf, safetensors] = ["gguf", "safetensors"].map(|extension| shared(&format!("zoo/{model}.{extension}")));
+    let [gguf, safetensors] =
+        ["gguf", "safetensors"].map(|extension| shared(&format!("zoo/{model}.{extension}")));
     json(torque(&format!("eval reference --json {flags}")).args([gguf, safetensors]))
 }
 
@@ -18,7 +19,7 @@ fn logits_are_those_of_the_reference() {
 
 #[test]
 fn smaller_caches_diverge_more() {
-    let exact = "--backend cpu --kv-tail 0 --kv-sink 0 --kv-page 16";
+    let exact = "--backend cpu -b 16 --kv-tail 0 --kv-sink 0 --kv-page 16";
     let kld = |format: &str| {
         let report = reference("llama-hd128-rope3", &format!("{exact} -ctk {format} -ctv {format}"));
         report["kld_mean"].as_f64().unwrap()
@@ -34,6 +35,16 @@ fn figures_are_printed_one_a_line() {
     let names: Vec<&str> = text.lines().map(|line| line.split(' ').next().unwrap()).collect();
     assert_eq!(names, ["kld_mean", "kld_max", "top1_agreement", "max_abs_diff"]);
     assert!(text.lines().all(|line| line.split(' ').nth(1).unwrap().parse::<f64>().is_ok()), "{text}");
+}
+
+#[test]
+fn formats_that_cannot_show_are_told() {
+    let perplexity = |flags: &str| {
+        let mut command = torque("eval perplexity --chunks 1 -ctk turbo3 -f");
+        output(command.arg(shared("demo/eval.txt")).args(flags.split(' ')))
+    };
+    assert!(perplexity("-c 256").stderr.contains("warning: with -c 256"));
+    assert!(!perplexity("-c 256 -b 64 --kv-sink 0 --kv-tail 0").stderr.contains("warning"));
 }
 
 #[test]

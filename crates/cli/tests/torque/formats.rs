@@ -39,6 +39,10 @@ fn a_corrupted_copy_fails() {
     std::fs::write(&path, bytes).unwrap();
     let verify = output(torque("formats verify").arg(path));
     assert_eq!(verify.status, 1);
-    assert!(verify.stdout.lines().any(|line| line.starts_with("q4_0 ") && line.contains(" of ")), "{}", verify.stdout);
+    assert!(
+        verify.stdout.lines().any(|line| line.starts_with("q4_0 ") && line.contains(" of ")),
+        "{}",
+        verify.stdout
+    );
     assert!(verify.stdout.trim_end().ends_with("1 failed"), "{}", verify.stdout);
 }

@@ -3,7 +3,9 @@ use crate::{json, shared, stdout, torque};
 #[test]
 fn a_model_is_described() {
     let text = stdout(torque("inspect --tensors --metadata").arg(shared("zoo/llama-q-Q4_K_M.gguf")));
-    for part in ["llama", "q4_k", "q6_k", "turbo3", "blk.0.attn_q.weight", "general.architecture = \"llama\"", "…"] {
+    for part in
+        ["llama", "q4_k", "q6_k", "turbo3", "blk.0.attn_q.weight", "general.architecture = \"llama\"", "…"]
+    {
         assert!(text.contains(part), "{part}: {text}");
     }
 }
@@ -11,14 +13,21 @@ fn a_model_is_described() {
 #[test]
 fn json_has_the_facts() {
     let facts = json(torque("inspect --json --tensors --metadata").arg(shared("demo/demo.gguf")));
-    for (key, value) in [("architecture", "llama".into()), ("runs", true.into()), ("context", 4096.into()), ("layers", 6.into())]
-    {
+    for (key, value) in [
+        ("architecture", "llama".into()),
+        ("runs", true.into()),
+        ("context", 4096.into()),
+        ("layers", 6.into()),
+    ] {
         let value: serde_json::Value = value;
         assert_eq!(facts[key], value, "{key}");
     }
     assert_eq!(facts["kv_bytes_per_token"]["f16"], 2.0 * 6.0 * 2.0 * 128.0 * 2.0);
     assert!(facts["kv_bytes_per_token"]["turbo3"].as_f64().unwrap() < 1500.0);
-    assert_eq!(facts["tensors"].as_array().unwrap().len() as u64, facts["types"].as_array().unwrap().iter().map(|t| t["tensors"].as_u64().unwrap()).sum::<u64>());
+    assert_eq!(
+        facts["tensors"].as_array().unwrap().len() as u64,
+        facts["types"].as_array().unwrap().iter().map(|t| t["tensors"].as_u64().unwrap()).sum::<u64>()
+    );
     assert_eq!(facts["metadata"]["tokenizer.ggml.tokens"].as_array().unwrap().len(), 4096);
     assert_eq!(facts["tokenizer"]["bos"], 0);
 }

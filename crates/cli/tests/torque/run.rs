@@ -2,7 +2,7 @@ use crate::{json, output, stdout, torque};
 
 /// Greedy text of the demo model. It changes with the model only.
 const PROMPT: &str = "The kernel";
-const GOLDEN: &str = "TODO";
+const GOLDEN: &str = " is a lot of the kernel is aware of the kernel. It is a way to be able to get the kernel to use the kernel. It is not";
 
 #[test]
 fn greedy_text_of_the_demo_model() {
@@ -51,7 +51,16 @@ fn escapes_are_read_in_flags() {
 fn what_is_not_text_goes_to_stderr() {
     let run = output(torque("run --temp 0 -n 32 --no-display-prompt -v").args(["-p", PROMPT]));
     assert_eq!(run.stdout, format!("{GOLDEN}\n"));
-    for part in ["tokens/s", "GB/s", "KV", "layer 0-5: f16/f16, 2 × 128", "bytes per token", "context", "thread", "seed"] {
+    for part in [
+        "tokens/s",
+        "GB/s",
+        "KV",
+        "layer 0-5: f16/f16, 2 × 128",
+        "bytes per token",
+        "context",
+        "thread",
+        "seed",
+    ] {
         assert!(run.stderr.contains(part), "{part}: {}", run.stderr);
     }
 }
@@ -75,8 +84,13 @@ fn control_tokens_show_when_asked_for() {
 #[test]
 fn every_pair_of_formats_runs() {
     let formats = json(&mut torque("formats --json"));
-    let names: Vec<&str> =
-        formats.as_array().unwrap().iter().filter(|f| f["kv"] == true).map(|f| f["name"].as_str().unwrap()).collect();
+    let names: Vec<&str> = formats
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|f| f["kv"] == true)
+        .map(|f| f["name"].as_str().unwrap())
+        .collect();
     assert!(names.len() > 8, "{names:?}");
     // Each format on either side, against a neighbour; short pages, so that they are sealed.
     for (i, k) in names.iter().enumerate() {
@@ -95,7 +109,11 @@ fn a_policy_file_sets_formats_by_layer() {
     let file = folder.path().join("policy.toml");
     std::fs::write(&file, "k = 'q8_0'\nv = 'turbo3'\n[[layers]]\nat = '0,-1'\nv = 'q8_0'\n").unwrap();
     let run = output(torque("run -p x -n 1 -v --kv-policy").arg(&file));
-    assert!(run.stderr.contains("layer 0,5: q8_0/q8_0") && run.stderr.contains("layer 1-4: q8_0/turbo3"), "{}", run.stderr);
+    assert!(
+        run.stderr.contains("layer 0,5: q8_0/q8_0") && run.stderr.contains("layer 1-4: q8_0/turbo3"),
+        "{}",
+        run.stderr
+    );
     let run = output(torque("run -p x -n 1 -v -ctk f16 --kv-policy").arg(&file));
     assert!(run.stderr.contains("layer 1-4: f16/turbo3"), "{}", run.stderr);
 }

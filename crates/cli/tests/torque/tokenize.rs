@@ -3,7 +3,9 @@ use crate::{shared, stdout, torque};
 #[test]
 fn tokens_are_those_of_the_reference() {
     // Every case of one vocabulary, and the first of the others.
-    for (vocabulary, cases) in [("gpt-2", 100), ("llama-spm", 12), ("phi-3", 12), ("falcon", 6), ("deepseek-llm", 6)] {
+    for (vocabulary, cases) in
+        [("gpt-2", 100), ("llama-spm", 12), ("phi-3", 12), ("falcon", 6), ("deepseek-llm", 6)]
+    {
         let model = shared(&format!("vocab/ggml-vocab-{vocabulary}.gguf"));
         let input = std::fs::read_to_string(format!("{model}.inp")).unwrap();
         let expected = std::fs::read_to_string(format!("{model}.out")).unwrap();
