@@ -17,8 +17,6 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut metadata = gguf.metadata().clone();
     metadata.insert("general.file_type", MOSTLY_Q8_0);
     metadata.insert("general.quantization_version", 2u32);
-    metadata.insert("general.description", "A tiny model of English documentation that shows what Torque does");
-    metadata.insert("general.license", "MIT OR Apache-2.0");
     let mut writer = Writer::new(metadata)?;
     for tensor in gguf.tensors() {
         if tensor.shape.len() != 2 {

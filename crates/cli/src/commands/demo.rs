@@ -16,9 +16,9 @@ use torque_engine::{
     Engine, EngineOptions, Policy, Request, SessionOptions, available_memory, generate, human_bytes,
 };
 
-const PROMPT: &str = "The scheduler decides which process runs next. When a process";
-const TOKENS: usize = 128;
-const SEED: u64 = 1;
+const PROMPT: &str = "When a file is opened, the kernel";
+const TOKENS: usize = 96;
+const SEED: u64 = 2;
 
 /// The pairs of formats that the table compares.
 const PAIRS: [(&str, &str); 6] = [
@@ -36,13 +36,13 @@ pub fn run() -> Result<ExitCode> {
     let engine = Engine::from_gguf(model::demo(), &EngineOptions::default())?;
     let mut session = engine.session(&SessionOptions { context: Some(1024), ..SessionOptions::default() })?;
     let params =
-        SamplerParams { seed: Some(SEED), temperature: 0.7, repeat_penalty: 1.1, ..SamplerParams::default() };
+        SamplerParams { seed: Some(SEED), temperature: 0.5, repeat_penalty: 1.1, ..SamplerParams::default() };
     let mut sampler = Sampler::new(params, engine.config().vocabulary)?;
     let bold = anstyle::Style::new().bold();
     let dim = anstyle::Style::new().dimmed();
     writeln!(
         anstream::stdout(),
-        "{bold}Torque {}{bold:#} with the model inside it ({} parameters, trained on documentation):\n",
+        "{bold}Torque {}{bold:#} with the model inside it, a toy of {} parameters:\n",
         env!("CARGO_PKG_VERSION"),
         count(engine.parameters())
     )?;
