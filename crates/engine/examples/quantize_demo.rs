@@ -23,7 +23,8 @@ fn main() -> Result<(), Box<dyn Error>> {
             writer.tensor(tensor.name.clone(), &tensor.shape, tensor.kind, tensor.data.clone())?;
             continue;
         }
-        let stored = by_ggml_type(tensor.kind.id()).ok_or_else(|| format!("{}: {}", tensor.name, tensor.kind))?;
+        let stored =
+            by_ggml_type(tensor.kind.id()).ok_or_else(|| format!("{}: {}", tensor.name, tensor.kind))?;
         let columns = usize::try_from(tensor.shape[0])?;
         let (mut row, mut bytes) = (vec![0.0; columns], Vec::new());
         for source in tensor.data.chunks_exact(stored.row_bytes(columns)) {
