@@ -8,7 +8,8 @@
 //! A part is `tokens * head_dim` values one after the other in ordinary blocks, which may straddle two
 //! tokens, or for [`Rotation::Head`] formats in blocks of one rotation group. `head_dim` is a multiple of 16.
 
-use crate::dot::{decoded, sum_all, vectors, vectors_of};
+use crate::dot::{decoded, sum_all, vectors};
+use crate::gemm::{Matrix, outer_products};
 use crate::{Format, Rotation, rotate};
 use torque_simd::{Isa, LANES};
 
@@ -22,13 +23,12 @@ struct Part<'a> {
     /// Chunks and bytes of a block.
     block: usize,
     block_bytes: usize,
-    /// How many chunks share a scale, counted from the start of a token.
-    group: usize,
 }
 
 impl<'a> Part<'a> {
     #[inline(always)]
     fn new<F: Format>(bytes: &'a [u8], tokens: usize, head_dim: usize) -> Self {
+        const { assert!(F::GROUP == F::BLOCK, "a block of a cache has one scale") };
         assert!(head_dim.is_multiple_of(LANES), "a head of {head_dim} values");
         let width = head_dim / LANES;
         if F::ROTATION == Rotation::Head {
@@ -36,22 +36,27 @@ impl<'a> Part<'a> {
             let blocks = tokens * width / block;
             assert!(tokens == 0 || bytes.len().is_multiple_of(blocks), "{}: a whole part", F::NAME);
             let block_bytes = bytes.len().checked_div(blocks).unwrap_or(0);
-            return Part { bytes, tokens, width, block, block_bytes, group: block };
+            return Part { bytes, tokens, width, block, block_bytes };
         }
-        let (block, group) = (F::BLOCK / LANES, F::GROUP / LANES);
+        let block = F::BLOCK / LANES;
+        assert!(
+            (tokens * width).is_multiple_of(block),
+            "{}: {tokens} tokens of {head_dim} in blocks",
+            F::NAME
+        );
         assert_eq!(
             bytes.len(),
             tokens * width / block * F::BYTES,
             "{}: {tokens} tokens of {head_dim}",
             F::NAME
         );
-        assert!(
-            (tokens * width).is_multiple_of(block),
-            "{}: {tokens} tokens of {head_dim} in blocks",
-            F::NAME
-        );
-        let group = if width.is_multiple_of(group) { group } else { 1 };
-        Part { bytes, tokens, width, block, block_bytes: F::BYTES, group }
+        Part { bytes, tokens, width, block, block_bytes: F::BYTES }
+    }
+
+    /// Bytes of a block of B chunks.
+    #[inline(always)]
+    fn block_bytes<F: Format, const B: usize>(&self) -> usize {
+        if const { B * LANES == F::BLOCK } { F::BYTES } else { self.block_bytes }
     }
 
     /// The block of a chunk, and the place of the chunk in it.
@@ -61,7 +66,28 @@ impl<'a> Part<'a> {
     }
 }
 
-/// Scale and shift of the group that chunk i of a block belongs to, in every lane.
+/// Calls a function with the number of chunks of a block as its last generic parameter: a constant for the usual
+/// formats and heads, 0 for other heads and for blocks that straddle two tokens.
+macro_rules! with_block {
+    ($part:ident, $function:ident::<$F:ident, $($generic:tt),+>($($argument:expr),*)) => {
+        if const { $F::ROTATION as u8 == Rotation::Head as u8 } {
+            match $part.block {
+                8 => $function::<$F, $($generic),+, 8>($($argument),*),
+                4 => $function::<$F, $($generic),+, 4>($($argument),*),
+                _ => $function::<$F, $($generic),+, 0>($($argument),*),
+            }
+        } else if !$part.width.is_multiple_of($part.block) {
+            $function::<$F, $($generic),+, 0>($($argument),*)
+        } else if const { $F::BLOCK == LANES } {
+            $function::<$F, $($generic),+, 1>($($argument),*)
+        } else {
+            const { assert!($F::BLOCK == LANES || $F::BLOCK == 2 * LANES || $F::ROTATION as u8 == Rotation::Head as u8) };
+            $function::<$F, $($generic),+, 2>($($argument),*)
+        }
+    };
+}
+
+/// Scale and shift of a block, in every lane.
 #[derive(Clone, Copy)]
 struct Affine<V> {
     scale: V,
@@ -70,8 +96,8 @@ struct Affine<V> {
 
 impl<V: Copy> Affine<V> {
     #[inline(always)]
-    fn new<F: Format>(isa: impl Isa<F = V>, block: &[u8], i: usize) -> Self {
-        let (scale, shift) = F::affine(isa, block, i);
+    fn new<F: Format>(isa: impl Isa<F = V>, block: &[u8]) -> Self {
+        let (scale, shift) = F::affine(isa, block, 0);
         Affine { scale: isa.splat(scale), shift: isa.splat(shift) }
     }
 
@@ -81,6 +107,9 @@ impl<V: Copy> Affine<V> {
         decoded::<F, _>(isa, F::codes(isa, block, i), self.scale, self.shift)
     }
 }
+
+/// Chunks of a head whose products are summed in lanes before the lanes are added up: all of most heads.
+const DEPTH: usize = 16;
 
 /// `out[i * tokens + t] = Σ_d q[i * head_dim + d] k[t, d]`, neither scaled nor masked.
 pub fn scores<F: Format, I: Isa>(
@@ -101,11 +130,11 @@ pub fn scores<F: Format, I: Isa>(
         isa.run(
             #[inline(always)]
             || match const { vectors::<I>() } {
-                1 => scores_of::<F, I, 16, 1>(isa, part, q, out),
-                _ if left == 1 => scores_of::<F, I, 16, 1>(isa, part, q, out),
-                4 => scores_of::<F, I, 4, 4>(isa, part, q, out),
-                _ if left <= 4 => scores_of::<F, I, 4, 4>(isa, part, q, out),
-                _ => scores_of::<F, I, 2, 8>(isa, part, q, out),
+                1 => with_block!(part, scores_of::<F, I, 16, 1>(isa, part, q, out)),
+                _ if left == 1 => with_block!(part, scores_of::<F, I, 16, 1>(isa, part, q, out)),
+                4 => with_block!(part, scores_of::<F, I, 4, 4>(isa, part, q, out)),
+                _ if left <= 4 => with_block!(part, scores_of::<F, I, 4, 4>(isa, part, q, out)),
+                _ => with_block!(part, scores_of::<F, I, 2, 8>(isa, part, q, out)),
             },
         );
     }
@@ -113,7 +142,7 @@ pub fn scores<F: Format, I: Isa>(
 
 /// The first Q queries, or all there are, T tokens at a time.
 #[inline(always)]
-fn scores_of<F: Format, I: Isa, const T: usize, const Q: usize>(
+fn scores_of<F: Format, I: Isa, const T: usize, const Q: usize, const B: usize>(
     isa: I,
     part: Part<'_>,
     q: &[f32],
@@ -121,46 +150,61 @@ fn scores_of<F: Format, I: Isa, const T: usize, const Q: usize>(
 ) {
     let head_dim = part.width * LANES;
     let queries = Q.min(q.len() / head_dim);
-    // Missing queries and tokens repeat the last one.
-    let mut qs = [&q[..0]; Q];
-    for i in 0..Q {
-        qs[i] = &q[i.min(queries - 1) * head_dim..][..head_dim];
-    }
-    let q = vectors_of(qs, part.width);
-    for t in (0..part.tokens).step_by(T) {
-        let mut sums = [[isa.splat(0.0); Q]; T];
-        for i in 0..T {
-            sums[i] = token_products::<F, I, Q>(isa, part, (t + i).min(part.tokens - 1), q);
+    let mut packed = [[[0.0; LANES]; Q]; DEPTH];
+    for d in (0..part.width).step_by(DEPTH) {
+        let depth = DEPTH.min(part.width - d);
+        for (i, packed) in packed[..depth].iter_mut().enumerate() {
+            for query in 0..queries {
+                packed[query].copy_from_slice(&q[query * head_dim + (d + i) * LANES..][..LANES]);
+            }
         }
-        let sums = sum_all(isa, sums);
-        for (i, sums) in sums.into_iter().enumerate().take(part.tokens - t) {
-            for (query, sum) in sums.into_iter().enumerate().take(queries) {
-                out[query * part.tokens + t + i] = sum;
+        for t in (0..part.tokens).step_by(T) {
+            let mut sums = [[isa.splat(0.0); Q]; T];
+            for i in 0..T.min(part.tokens - t) {
+                sums[i] = token_products::<F, I, Q, B>(isa, part, t + i, d, &packed[..depth]);
+            }
+            let sums = sum_all(isa, sums);
+            for (i, sums) in sums.into_iter().enumerate().take(part.tokens - t) {
+                for (query, sum) in sums.into_iter().enumerate().take(queries) {
+                    let out = &mut out[query * part.tokens + t + i];
+                    *out = if d == 0 { sum } else { *out + sum };
+                }
             }
         }
     }
 }
 
-/// Lane sums of the products of one token and Q queries.
+/// Lane sums of the products of chunks `d ..` of one token and Q queries.
 #[inline(always)]
-fn token_products<F: Format, I: Isa, const Q: usize>(
+fn token_products<F: Format, I: Isa, const Q: usize, const B: usize>(
     isa: I,
     part: Part<'_>,
     token: usize,
-    q: [&[[f32; 16]]; Q],
+    d: usize,
+    q: &[[[f32; LANES]; Q]],
 ) -> [I::F; Q] {
     let mut sums = [isa.splat(0.0); Q];
-    let mut d = 0;
-    while d < part.width {
-        let (block, first) = part.at(token * part.width + d);
-        let affine = Affine::new::<F>(isa, block, first);
-        for i in 0..part.group {
-            let k = affine.values::<F>(isa, block, first + i);
+    let first = token * part.width + d;
+    if const { B == 0 } {
+        for (i, q) in q.iter().enumerate() {
+            let (block, place) = part.at(first + i);
+            let k = Affine::new::<F>(isa, block).values::<F>(isa, block, place);
             for query in 0..Q {
-                sums[query] = isa.fma(k, isa.load(&q[query][d + i]), sums[query]);
+                sums[query] = isa.fma(k, isa.load(&q[query]), sums[query]);
             }
         }
-        d += part.group;
+        return sums;
+    }
+    let block_bytes = part.block_bytes::<F, B>();
+    let blocks = part.bytes[first / B.max(1) * block_bytes..].chunks_exact(block_bytes);
+    for (block, q) in blocks.zip(q.as_chunks::<B>().0) {
+        let affine = Affine::new::<F>(isa, block);
+        for i in 0..B {
+            let k = affine.values::<F>(isa, block, i);
+            for query in 0..Q {
+                sums[query] = isa.fma(k, isa.load(&q[i][query]), sums[query]);
+            }
+        }
     }
     sums
 }
@@ -188,12 +232,12 @@ pub fn accumulate<F: Format, I: Isa>(
         isa.run(
             #[inline(always)]
             || match const { vectors::<I>() } {
-                1 => accumulate_in::<F, I, 1, 1>(isa, part, weights, out),
-                4 if left == 1 => accumulate_in::<F, I, 4, 1>(isa, part, weights, out),
-                4 => accumulate_in::<F, I, 1, 4>(isa, part, weights, out),
-                _ if left == 1 => accumulate_in::<F, I, 8, 1>(isa, part, weights, out),
-                _ if left <= 4 => accumulate_in::<F, I, 4, 4>(isa, part, weights, out),
-                _ => accumulate_in::<F, I, 2, 8>(isa, part, weights, out),
+                1 => with_block!(part, accumulate_of::<F, I, 1, 1>(isa, part, weights, out)),
+                4 if left == 1 => with_block!(part, accumulate_of::<F, I, 4, 1>(isa, part, weights, out)),
+                4 => with_block!(part, accumulate_of::<F, I, 1, 4>(isa, part, weights, out)),
+                _ if left == 1 => with_block!(part, accumulate_of::<F, I, 4, 1>(isa, part, weights, out)),
+                _ if left <= 4 => with_block!(part, accumulate_of::<F, I, 4, 4>(isa, part, weights, out)),
+                _ => with_block!(part, accumulate_of::<F, I, 2, 8>(isa, part, weights, out)),
             },
         );
     }
@@ -201,7 +245,7 @@ pub fn accumulate<F: Format, I: Isa>(
 
 /// The first Q queries, or all there are, D chunks of the head at a time.
 #[inline(always)]
-fn accumulate_in<F: Format, I: Isa, const D: usize, const Q: usize>(
+fn accumulate_of<F: Format, I: Isa, const D: usize, const Q: usize, const B: usize>(
     isa: I,
     part: Part<'_>,
     weights: &[f32],
@@ -209,18 +253,18 @@ fn accumulate_in<F: Format, I: Isa, const D: usize, const Q: usize>(
 ) {
     let mut d = 0;
     while d + D <= part.width {
-        accumulate_chunks::<F, I, D, Q>(isa, part, d, weights, out);
+        accumulate_chunks::<F, I, D, Q, B>(isa, part, d, weights, out);
         d += D;
     }
     while d < part.width {
-        accumulate_chunks::<F, I, 1, Q>(isa, part, d, weights, out);
+        accumulate_chunks::<F, I, 1, Q, 0>(isa, part, d, weights, out);
         d += 1;
     }
 }
 
 /// Chunks `d .. d + D` of the head.
 #[inline(always)]
-fn accumulate_chunks<F: Format, I: Isa, const D: usize, const Q: usize>(
+fn accumulate_chunks<F: Format, I: Isa, const D: usize, const Q: usize, const B: usize>(
     isa: I,
     part: Part<'_>,
     d: usize,
@@ -231,20 +275,27 @@ fn accumulate_chunks<F: Format, I: Isa, const D: usize, const Q: usize>(
     let queries = Q.min(out.len() / head_dim);
     let weights = weight_rows::<Q>(weights, queries, part.tokens);
     let mut sums = [[isa.splat(0.0); D]; Q];
-    // Whether the D chunks lie in one group.
-    let together = part.group.is_multiple_of(D) && d.is_multiple_of(D);
+    let block_bytes = part.block_bytes::<F, B>();
     for t in 0..part.tokens {
-        let (block, first) = part.at(t * part.width + d);
+        let first = t * part.width + d;
         let mut values = [isa.splat(0.0); D];
-        if together {
-            let affine = Affine::new::<F>(isa, block, first);
+        if const { B == 0 } {
             for i in 0..D {
-                values[i] = affine.values::<F>(isa, block, first + i);
+                let (block, place) = part.at(first + i);
+                values[i] = Affine::new::<F>(isa, block).values::<F>(isa, block, place);
             }
         } else {
-            for i in 0..D {
-                let (block, place) = part.at(t * part.width + d + i);
-                values[i] = Affine::new::<F>(isa, block, place).values::<F>(isa, block, place);
+            // D chunks are part of a block, or whole blocks.
+            const { assert!(B == 0 || D.is_multiple_of(B) || B.is_multiple_of(D)) };
+            let blocks = const { D.div_ceil(if B == 0 { 1 } else { B }) };
+            let run = &part.bytes[first / B.max(1) * block_bytes..][..blocks * block_bytes];
+            for b in 0..blocks {
+                let block = &run[b * block_bytes..][..block_bytes];
+                let affine = Affine::new::<F>(isa, block);
+                let place = if const { D < B } { d % B.max(1) } else { 0 };
+                for i in 0..D / blocks {
+                    values[b * B + i] = affine.values::<F>(isa, block, place + i);
+                }
             }
         }
         for query in 0..Q {
@@ -254,7 +305,7 @@ fn accumulate_chunks<F: Format, I: Isa, const D: usize, const Q: usize>(
             }
         }
     }
-    for query in 0..queries {
+    for query in 0..Q.min(queries) {
         add(isa, &sums[query], &mut out[query * head_dim..][..head_dim], d);
     }
 }
@@ -284,11 +335,11 @@ pub fn decode_tile<F: Format, I: Isa>(isa: I, part: &[u8], tokens: usize, head_d
     isa.run(
         #[inline(always)]
         || {
-            for (first, out) in out.as_chunks_mut::<16>().0.chunks_mut(part.group).enumerate() {
-                let (block, first) = part.at(first * part.group);
-                let affine = Affine::new::<F>(isa, block, first);
+            let out = out.as_chunks_mut::<16>().0.chunks_exact_mut(part.block);
+            for (block, out) in part.bytes.chunks_exact(part.block_bytes.max(1)).zip(out) {
+                let affine = Affine::new::<F>(isa, block);
                 for (i, out) in out.iter_mut().enumerate() {
-                    isa.store(affine.values::<F>(isa, block, first + i), out);
+                    isa.store(affine.values::<F>(isa, block, i), out);
                 }
             }
         },
@@ -314,68 +365,23 @@ pub fn accumulate_tile<I: Isa>(
     );
     isa.run(
         #[inline(always)]
-        || match const { vectors::<I>() } {
-            8 => tiles::<I, 6, 4>(isa, v, tokens, head_dim, weights, out),
-            4 => tiles::<I, 2, 2>(isa, v, tokens, head_dim, weights, out),
-            _ => tiles::<I, 1, 1>(isa, v, tokens, head_dim, weights, out),
+        || {
+            let width = head_dim / LANES;
+            let out = out.as_chunks_mut::<16>().0;
+            let weights = Matrix { values: weights, stride: tokens, rows: queries };
+            outer_products(
+                isa,
+                weights,
+                tokens,
+                v.as_chunks().0,
+                width,
+                width,
+                #[inline(always)]
+                |query, first, sums| {
+                    let out = &mut out[query * width + first / LANES];
+                    isa.store(isa.add(isa.load(out), sums), out);
+                },
+            );
         },
     );
-}
-
-/// Q queries and D chunks of the head at a time.
-#[inline(always)]
-fn tiles<I: Isa, const Q: usize, const D: usize>(
-    isa: I,
-    v: &[f32],
-    tokens: usize,
-    head_dim: usize,
-    weights: &[f32],
-    out: &mut [f32],
-) {
-    let width = head_dim / LANES;
-    let v: &[[f32; 16]] = v.as_chunks().0;
-    for (weights, out) in weights.chunks(Q * tokens).zip(out.chunks_mut(Q * head_dim)) {
-        let queries = out.len() / head_dim;
-        let weights = weight_rows::<Q>(weights, queries, tokens);
-        let mut d = 0;
-        while d + D <= width {
-            let sums = tile::<I, Q, D>(isa, v, width, d, weights);
-            for (sums, out) in sums.iter().zip(out.chunks_exact_mut(head_dim)) {
-                add(isa, sums, out, d);
-            }
-            d += D;
-        }
-        while d < width {
-            let sums = tile::<I, Q, 1>(isa, v, width, d, weights);
-            for (sums, out) in sums.iter().zip(out.chunks_exact_mut(head_dim)) {
-                add(isa, sums, out, d);
-            }
-            d += 1;
-        }
-    }
-}
-
-#[inline(always)]
-fn tile<I: Isa, const Q: usize, const D: usize>(
-    isa: I,
-    v: &[[f32; 16]],
-    width: usize,
-    d: usize,
-    weights: [&[f32]; Q],
-) -> [[I::F; D]; Q] {
-    let mut sums = [[isa.splat(0.0); D]; Q];
-    for (t, v) in v.chunks_exact(width).enumerate() {
-        let v: &[[f32; 16]; D] = v[d..].first_chunk().expect("D chunks are left");
-        let mut values = [isa.splat(0.0); D];
-        for i in 0..D {
-            values[i] = isa.load(&v[i]);
-        }
-        for query in 0..Q {
-            let weight = isa.splat(weights[query][t]);
-            for i in 0..D {
-                sums[query][i] = isa.fma(values[i], weight, sums[query][i]);
-            }
-        }
-    }
-    sums
 }

@@ -28,7 +28,7 @@ macro_rules! methods {
 impl Isa for Avx512 {
     const NAME: &'static str = "avx512";
     const INT8: bool = true;
-    const TILE: (usize, usize) = (4, 6);
+    const TILE: (usize, usize) = (4, 4);
     type F = __m512;
     type N = __m512i;
 

@@ -150,7 +150,7 @@ fn queries_attend_to_a_part() {
                         let q = Matrix { values: &q, stride: head_dim, rows: queries };
                         let k = Matrix { values: &tile, stride: head_dim, rows: tokens };
                         (floats.product)(q, k, head_dim, &mut tile_scores);
-                        assert_eq!(bits(&tile_scores), bits(&scores), "{what}: tiles give the same scores");
+                        check_products(&what, &tile_scores, q.values, &decoded, head_dim);
 
                         let mut out = vec![0.0; queries * head_dim];
                         (kernels.accumulate)(&part, tokens, head_dim, &weights, &mut out);
@@ -164,7 +164,7 @@ fn queries_attend_to_a_part() {
                         let sums: Vec<f32> = start.iter().zip(&out).map(|(start, out)| start + out).collect();
                         assert_eq!(added, sums, "{what}: adds to what is there");
 
-                        let results = [bits(&scores), bits(&out)];
+                        let results = [bits(&scores), bits(&tile_scores), bits(&out)];
                         let first = first.get_or_insert_with(|| results.clone());
                         assert_eq!(*first, results, "{what}: the same on every instruction set");
                     }
