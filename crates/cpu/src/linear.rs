@@ -45,11 +45,13 @@ impl Matrix {
         let (rows, columns) = (self.data.rows, self.data.columns);
         assert_eq!((x.len(), out.len()), (tokens * columns, tokens * rows), "shapes of x and out");
         let x = self.in_domain(x);
-        let few = tokens <= REGISTER_TOKENS;
-        if self.kernels.prefers_int8 && (!few || self.data.format.bytes_offset.is_some() && columns.is_multiple_of(64)) {
+        if self.kernels.prefers_int8 && tokens > REGISTER_TOKENS {
             return self.product_int8(pool, &x, out);
         }
-        let piece = self.piece(few);
+        let piece = match tokens <= REGISTER_TOKENS {
+            true => (PIECE / columns).clamp(4, 256).next_multiple_of(4),
+            false => PANEL_ROWS,
+        };
         pool.for_columns(out, rows, piece, |first, mut columns_out| {
             let count = columns_out.width();
             let row_bytes = self.data.format.row_bytes(columns);
@@ -77,34 +79,19 @@ impl Matrix {
         let (rows, columns) = (self.data.rows, self.data.columns);
         let row_bytes = self.data.format.row_bytes(columns);
         let mut rounded = ROUNDED.take();
-        let few = x.len() <= REGISTER_TOKENS * columns;
         (self.kernels.round)(&mut rounded, x, columns);
-        pool.for_columns(out, rows, self.piece(few), |first, mut columns_out| {
+        pool.for_columns(out, rows, PANEL_ROWS, |first, mut columns_out| {
             let count = columns_out.width();
             let weights = &self.data.bytes[first * row_bytes..][..count * row_bytes];
-            if rounded.tokens() == 1 {
-                return (self.kernels.matvec8)(weights, columns, &rounded, columns_out.row(0));
-            }
             PANELS.with_borrow_mut(|(panels, results)| {
                 results.resize(rounded.tokens() * count, 0.0);
-                match few {
-                    true => (self.kernels.matvec8)(weights, columns, &rounded, results),
-                    false => (self.kernels.matmul8)(weights, columns, &rounded, panels, results),
-                }
+                (self.kernels.matmul8)(weights, columns, &rounded, panels, results);
                 for (t, row) in results.chunks_exact(count).enumerate() {
                     columns_out.row(t).copy_from_slice(row);
                 }
             });
         });
         ROUNDED.set(rounded);
-    }
-
-    /// Rows in a piece of work.
-    fn piece(&self, few: bool) -> usize {
-        match few {
-            true => (PIECE / self.data.columns).clamp(4, 256).next_multiple_of(4),
-            false => PANEL_ROWS,
-        }
     }
 
     /// Activations in the domain of the codes: rotated in blocks of 32 for formats that rotate weights.

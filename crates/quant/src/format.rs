@@ -52,10 +52,6 @@ pub trait Format: Send + Sync + 'static {
     /// May hold K and V.
     const KV: bool = false;
 
-    /// What [`Format::bytes`] adds to a code, if the format has it: blocks of 32 values in one group, the
-    /// scale in the first two bytes, no shift.
-    const BYTES_OFFSET: Option<f32> = None;
-
     /// Encodes one block of numbers.
     fn encode(x: &[f32], block: &mut [u8]);
     /// Encodes one block given in the domain `decode` answers in: a head-sized format takes values that
@@ -74,10 +70,6 @@ pub trait Format: Send + Sync + 'static {
         for g in 0..Self::BLOCK / Self::GROUP {
             (scales[g], shifts[g]) = Self::affine(isa, block, g * Self::GROUP / 16);
         }
-    }
-    /// The codes of two neighbouring blocks as unsigned bytes, [`Format::BYTES_OFFSET`] more than they are.
-    fn bytes<I: Isa>(_: I, _blocks: &[u8]) -> I::N {
-        unreachable!("{} has no bytes", Self::NAME)
     }
     /// Codes of values `16 i .. 16 i + 16` of the block.
     fn codes<I: Isa>(isa: I, block: &[u8], i: usize) -> I::F;
@@ -100,8 +92,6 @@ pub struct FormatOps {
     pub group: usize,
     /// [`Format::SHIFTED`].
     pub shifted: bool,
-    /// [`Format::BYTES_OFFSET`].
-    pub bytes_offset: Option<f32>,
     /// [`Format::ROTATION`].
     pub rotation: Rotation,
     /// [`Format::WEIGHTS`].
@@ -166,7 +156,6 @@ impl FormatOps {
             bytes: F::BYTES,
             group: F::GROUP,
             shifted: F::SHIFTED,
-            bytes_offset: F::BYTES_OFFSET,
             rotation: F::ROTATION,
             weights: F::WEIGHTS,
             kv: F::KV,

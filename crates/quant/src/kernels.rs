@@ -15,8 +15,6 @@ pub struct Kernels {
     pub matmul: fn(&[u8], usize, &[f32], usize, &mut [f32], &mut [f32]),
     /// [`int8::matmul8`]: `(rows, cols, x, panels, out)`.
     pub matmul8: fn(&[u8], usize, &Activations8, &mut Vec<Panel8>, &mut [f32]),
-    /// [`int8::matvec8`]: `(rows, cols, x, out)`, for formats with bytes.
-    pub matvec8: fn(&[u8], usize, &Activations8, &mut [f32]),
     /// [`Activations8::round`]: `(out, x, cols)`.
     pub round: fn(&mut Activations8, &[f32], usize),
     /// Whether products in whole numbers are faster here than those of floats.
@@ -62,10 +60,6 @@ impl Kernels {
             matmul8: |rows, cols, x, panels, out| {
                 assert!(F::STEP > 0.0 && F::WEIGHTS, "{} has no weights in whole numbers", F::NAME);
                 int8::matmul8::<F, I>(isa(), rows, cols, x, panels, out)
-            },
-            matvec8: |rows, cols, x, out| {
-                assert!(F::BYTES_OFFSET.is_some(), "{} has no bytes", F::NAME);
-                int8::matvec8::<F, I>(isa(), rows, cols, x, out)
             },
             round: |out, x, cols| out.round(isa::<I>(), x, cols),
             prefers_int8: I::INT8 && F::STEP > 0.0 && F::WEIGHTS,

@@ -50,13 +50,6 @@ impl Isa for Avx2 {
 
     methods! {
         load_n(x: &[u8; 64]) -> N = [_mm256_loadu_si256(x.as_ptr().cast()), _mm256_loadu_si256(x.as_ptr().add(32).cast())];
-        load_halves(a: &[u8; 32], b: &[u8; 32]) -> N =
-            [_mm256_loadu_si256(a.as_ptr().cast()), _mm256_loadu_si256(b.as_ptr().cast())];
-        nibbles(a: &[u8; 16], b: &[u8; 16]) -> N = [a, b].map(|x| {
-            let both = _mm256_broadcastsi128_si256(_mm_loadu_si128(x.as_ptr().cast()));
-            let moved = _mm256_srlv_epi64(both, _mm256_setr_epi64x(0, 0, 4, 4));
-            _mm256_and_si256(moved, _mm256_set1_epi8(15))
-        });
         dot4(sum: N, u: N, s: N) -> N = {
             let mut out = sum;
             for i in 0..2 {

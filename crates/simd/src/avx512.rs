@@ -53,19 +53,6 @@ impl Isa for Avx512 {
 
     methods! {
         load_n(x: &[u8; 64]) -> __m512i = _mm512_loadu_si512(x.as_ptr().cast());
-        load_halves(a: &[u8; 32], b: &[u8; 32]) -> __m512i = _mm512_inserti64x4::<1>(
-            _mm512_castsi256_si512(_mm256_loadu_si256(a.as_ptr().cast())),
-            _mm256_loadu_si256(b.as_ptr().cast()),
-        );
-        nibbles(a: &[u8; 16], b: &[u8; 16]) -> __m512i = {
-            let both = _mm512_mask_broadcast_i32x4(
-                _mm512_broadcast_i32x4(_mm_loadu_si128(a.as_ptr().cast())),
-                0xff00,
-                _mm_loadu_si128(b.as_ptr().cast()),
-            );
-            let moved = _mm512_srlv_epi64(both, _mm512_setr_epi64(0, 0, 4, 4, 0, 0, 4, 4));
-            _mm512_and_si512(moved, _mm512_set1_epi8(15))
-        };
         dot4(sum: __m512i, u: __m512i, s: __m512i) -> __m512i = _mm512_dpbusd_epi32(sum, u, s);
         narrow(v: __m512i) -> [u8; 16] = {
             let mut out = [0; 16];

@@ -138,10 +138,6 @@ pub trait Isa: Copy + Send + Sync + 'static {
     const INT8: bool = false;
     /// Lane i is the four bytes `x[4 i ..]`, little-endian.
     fn load_n(self, x: &[u8; 64]) -> Self::N;
-    /// 32 bytes, then 32 others.
-    fn load_halves(self, a: &[u8; 32], b: &[u8; 32]) -> Self::N;
-    /// As bytes: the low halves of a, the high halves of a, the low halves of b, the high halves of b.
-    fn nibbles(self, a: &[u8; 16], b: &[u8; 16]) -> Self::N;
     /// `sum[i] + Σ_j u[4i + j]·s[4i + j]` over the four bytes of each lane, those of u unsigned, those of s
     /// signed.
     fn dot4(self, sum: Self::N, u: Self::N, s: Self::N) -> Self::N;

@@ -132,14 +132,6 @@ impl Isa for Neon {
         max_lane(v: F) -> f32 = vmaxvq_f32(vmaxq_f32(vmaxq_f32(v[0], v[2]), vmaxq_f32(v[1], v[3])));
 
         load_n(x: &[u8; 64]) -> N = from_fn(|i| vreinterpretq_u32_u8(vld1q_u8(x.as_ptr().add(16 * i))));
-        load_halves(a: &[u8; 32], b: &[u8; 32]) -> N = from_fn(|i| {
-            let half = if i < 2 { a } else { b };
-            vreinterpretq_u32_u8(vld1q_u8(half.as_ptr().add(16 * (i % 2))))
-        });
-        nibbles(a: &[u8; 16], b: &[u8; 16]) -> N = from_fn(|i| {
-            let x = vld1q_u8(if i < 2 { a } else { b }.as_ptr());
-            vreinterpretq_u32_u8(if i % 2 == 0 { vandq_u8(x, vdupq_n_u8(15)) } else { vshrq_n_u8::<4>(x) })
-        });
         dot4(sum: N, u: N, s: N) -> N = from_fn(|i| {
             // Bytes 0 and 2 of each lane, then 1 and 3, widened to 16 bits so that nothing saturates.
             let (u, s) = (vreinterpretq_u16_u32(u[i]), vreinterpretq_s16_u32(s[i]));

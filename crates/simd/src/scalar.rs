@@ -173,15 +173,6 @@ impl Isa for Scalar {
         from_fn(|i| i32::from_le_bytes([x[4 * i], x[4 * i + 1], x[4 * i + 2], x[4 * i + 3]]))
     }
     #[inline(always)]
-    fn load_halves(self, a: &[u8; 32], b: &[u8; 32]) -> [i32; 16] {
-        self.load_n(&from_fn(|i| if i < 32 { a[i] } else { b[i - 32] }))
-    }
-    #[inline(always)]
-    fn nibbles(self, a: &[u8; 16], b: &[u8; 16]) -> [i32; 16] {
-        let half = |x: &[u8; 16], i: usize| if i < 16 { x[i] & 15 } else { x[i - 16] >> 4 };
-        self.load_n(&from_fn(|i| if i < 32 { half(a, i) } else { half(b, i - 32) }))
-    }
-    #[inline(always)]
     fn dot4(self, sum: [i32; 16], u: [i32; 16], s: [i32; 16]) -> [i32; 16] {
         from_fn(|i| {
             let pairs = u[i].to_le_bytes().into_iter().zip(s[i].to_le_bytes());

@@ -124,10 +124,6 @@ fn agrees_with_scalar<I: Isa>(isa: I) {
         let small = rows[1].map(|x| x * 1.5);
         let (bytes_u, bytes_s): ([u8; 64], [u8; 64]) = (random.bytes(), random.bytes());
         check("load_n", lanes(isa, isa.load_n(&bytes_u)), bits(Scalar.load_n(&bytes_u)));
-        let (a, b): ([u8; 32], [u8; 32]) = (random.bytes(), random.bytes());
-        check("load_halves", lanes(isa, isa.load_halves(&a, &b)), bits(Scalar.load_halves(&a, &b)));
-        let (a, b): ([u8; 16], [u8; 16]) = (random.bytes(), random.bytes());
-        check("nibbles", lanes(isa, isa.nibbles(&a, &b)), bits(Scalar.nibbles(&a, &b)));
         let dot = isa.dot4(vm, isa.load_n(&bytes_u), isa.load_n(&bytes_s));
         check("dot4", lanes(isa, dot), bits(Scalar.dot4(m, Scalar.load_n(&bytes_u), Scalar.load_n(&bytes_s))));
         let extremes = (isa.load_n(&[255; 64]), isa.load_n(&[128; 64]));

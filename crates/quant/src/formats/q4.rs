@@ -24,7 +24,6 @@ impl Format for Q4_0 {
     const BYTES: usize = 18;
     const GROUP: usize = 32;
     const KV: bool = true;
-    const BYTES_OFFSET: Option<f32> = Some(8.0);
 
     fn encode(x: &[f32], block: &mut [u8]) {
         // The value of largest magnitude becomes −8 exactly.
@@ -49,12 +48,6 @@ impl Format for Q4_0 {
     #[inline(always)]
     fn codes<I: Isa>(isa: I, block: &[u8], i: usize) -> I::F {
         isa.to_f32(isa.add_n(field(isa, block, 2, 4 * i, 15), isa.splat_n(-8)))
-    }
-
-    #[inline(always)]
-    fn bytes<I: Isa>(isa: I, blocks: &[u8]) -> I::N {
-        let blocks: &[u8; 36] = blocks.first_chunk().expect("two blocks");
-        isa.nibbles(blocks[2..18].try_into().expect("16 bytes"), blocks[20..36].try_into().expect("16 bytes"))
     }
 }
 

@@ -20,7 +20,6 @@ impl Format for Q8_0 {
     const BYTES: usize = 34;
     const GROUP: usize = 32;
     const KV: bool = true;
-    const BYTES_OFFSET: Option<f32> = Some(128.0);
 
     fn encode(x: &[f32], block: &mut [u8]) {
         let largest = x.iter().fold(0.0, |max: f32, x| max.max(x.abs()));
@@ -43,13 +42,6 @@ impl Format for Q8_0 {
     #[inline(always)]
     fn affine<I: Isa>(isa: I, block: &[u8], _: usize) -> (f32, f32) {
         (f16_at(isa, block, 0), 0.0)
-    }
-
-    #[inline(always)]
-    fn bytes<I: Isa>(isa: I, blocks: &[u8]) -> I::N {
-        let blocks: &[u8; 68] = blocks.first_chunk().expect("two blocks");
-        let (a, b) = (blocks[2..34].try_into().expect("32 bytes"), blocks[36..68].try_into().expect("32 bytes"));
-        isa.xor(isa.load_halves(a, b), isa.splat_n(0x8080_8080u32 as i32))
     }
 
     #[inline(always)]
