@@ -50,12 +50,18 @@ impl Activations8 {
         self.starts.resize(x.len() / LANES, 0);
         isa.run(
             #[inline(always)]
-            || round_all(isa, x, Token8 {
-                codes: &mut self.codes,
-                scales: &mut self.scales,
-                sums: &mut self.sums,
-                starts: &mut self.starts,
-            }),
+            || {
+                round_all(
+                    isa,
+                    x,
+                    Token8 {
+                        codes: &mut self.codes,
+                        scales: &mut self.scales,
+                        sums: &mut self.sums,
+                        starts: &mut self.starts,
+                    },
+                )
+            },
         );
     }
 
@@ -188,17 +194,25 @@ fn pack<F: Format, I: Isa>(isa: I, rows: &[u8], row_bytes: usize, columns: usize
 
 /// `out[i][r]` for tokens `first ..`. Missing tokens repeat the last one.
 #[inline(always)]
-fn product<F: Format, I: Isa, const T: usize>(isa: I, panel: &Panel8, x: &Activations8, first: usize) -> [[f32; 16]; T] {
+fn product<F: Format, I: Isa, const T: usize>(
+    isa: I,
+    panel: &Panel8,
+    x: &Activations8,
+    first: usize,
+) -> [[f32; 16]; T] {
     let columns = x.columns;
     let group = group::<F>();
     let halves = group / LANES;
     let groups = columns / group;
     let token = |i: usize| (first + i).min(x.tokens() - 1);
-    let codes: [&[[i8; 4]]; T] =
-        std::array::from_fn(|i| &x.codes[token(i) * columns..][..columns].as_chunks::<4>().0[..groups * group / 4]);
-    let scales: [&[f32]; T] = std::array::from_fn(|i| &x.scales[token(i) * columns / BLOCK..][..columns / BLOCK]);
+    let codes: [&[[i8; 4]]; T] = std::array::from_fn(|i| {
+        &x.codes[token(i) * columns..][..columns].as_chunks::<4>().0[..groups * group / 4]
+    });
+    let scales: [&[f32]; T] =
+        std::array::from_fn(|i| &x.scales[token(i) * columns / BLOCK..][..columns / BLOCK]);
     let sums: [&[f32]; T] = std::array::from_fn(|i| &x.sums[token(i) * columns / LANES..][..columns / LANES]);
-    let starts: [&[i32]; T] = std::array::from_fn(|i| &x.starts[token(i) * columns / LANES..][..columns / LANES]);
+    let starts: [&[i32]; T] =
+        std::array::from_fn(|i| &x.starts[token(i) * columns / LANES..][..columns / LANES]);
     let weights = &panel.codes[..groups * group / 4];
     let mut out = [isa.splat(0.0); T];
     for g in 0..groups {
@@ -268,10 +282,12 @@ mod tests {
         let mut gauss = |n: usize| -> Vec<f32> {
             (0..n)
                 .map(|_| {
-                    (0..6).map(|_| {
-                        seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-                        (seed >> 40) as f32 / (1 << 24) as f32 - 0.5
-                    }).sum()
+                    (0..6)
+                        .map(|_| {
+                            seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+                            (seed >> 40) as f32 / (1 << 24) as f32 - 0.5
+                        })
+                        .sum()
                 })
                 .collect()
         };
@@ -293,7 +309,8 @@ mod tests {
                     for t in 0..tokens {
                         for r in 0..rows {
                             let (w, x) = (&decoded[r * columns..][..columns], &x[t * columns..][..columns]);
-                            let exact: f64 = w.iter().zip(x).map(|(w, x)| f64::from(*w) * f64::from(*x)).sum();
+                            let exact: f64 =
+                                w.iter().zip(x).map(|(w, x)| f64::from(*w) * f64::from(*x)).sum();
                             let error = (exact - f64::from(out[t * rows + r])).abs();
                             let bound = bound(format, w, x);
                             assert!(error <= bound, "{} {rows}×{tokens}: {error} > {bound}", format.name);
