@@ -173,7 +173,10 @@ impl Pool {
         self.for_each(width.div_ceil(columns_per_chunk), |i| {
             let first = i * columns_per_chunk;
             let columns = columns_per_chunk.min(width - first);
-            f(first, Columns { base: base.at(0), stride: width, rows, first, width: columns, borrow: PhantomData });
+            f(
+                first,
+                Columns { base: base.at(0), stride: width, rows, first, width: columns, borrow: PhantomData },
+            );
         });
     }
 }
