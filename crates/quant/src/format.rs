@@ -43,8 +43,8 @@ pub trait Format: Send + Sync + 'static {
     const GROUP: usize;
     /// Whether any shift differs from zero.
     const SHIFTED: bool = false;
-    /// Codes are integers from −128 to 127 times this step, or within half a step of one; 0 for floats.
-    const STEP: f32 = 1.0;
+    /// Whether codes are whole numbers from −128 to 127.
+    const WHOLE: bool = true;
     /// What the decoded values mean.
     const ROTATION: Rotation = Rotation::None;
     /// May hold weights.
@@ -92,6 +92,8 @@ pub struct FormatOps {
     pub group: usize,
     /// [`Format::SHIFTED`].
     pub shifted: bool,
+    /// [`Format::WHOLE`].
+    pub whole: bool,
     /// [`Format::ROTATION`].
     pub rotation: Rotation,
     /// [`Format::WEIGHTS`].
@@ -156,6 +158,7 @@ impl FormatOps {
             bytes: F::BYTES,
             group: F::GROUP,
             shifted: F::SHIFTED,
+            whole: F::WHOLE,
             rotation: F::ROTATION,
             weights: F::WEIGHTS,
             kv: F::KV,

@@ -6,7 +6,7 @@
 //!
 //! x8 are the activations of a block of 32 in units of a, their largest magnitude / 127; sum is their sum
 //! over a group. Inner sums are exact, so the only error is that of rounding the activations: at most a/2
-//! each. (Rotated formats also round their levels, see [`Format::STEP`].)
+//! each.
 //!
 //! [`Isa::dot4`] wants one side unsigned: codes carry 128 more than they are, and the sum starts at
 //! −128 Σ x8.
@@ -168,12 +168,10 @@ fn pack<F: Format, I: Isa>(isa: I, rows: &[u8], row_bytes: usize, columns: usize
     panel.codes.resize(columns / 4, [0; 64]);
     panel.scales.resize(columns / group::<F>(), [0.0; 16]);
     panel.shifts.resize(if F::SHIFTED { columns / group::<F>() } else { 0 }, [0.0; 16]);
-    let per_step = isa.splat(1.0 / F::STEP);
     for (r, row) in rows.chunks_exact(row_bytes).enumerate() {
         for (b, block) in row.chunks_exact(F::BYTES).enumerate() {
             for i in 0..F::BLOCK / LANES {
-                let codes = F::codes(isa, block, i);
-                let codes = isa.round(if F::STEP == 1.0 { codes } else { isa.mul(codes, per_step) });
+                let codes = isa.round(F::codes(isa, block, i));
                 let bytes = isa.narrow(isa.add_n(codes, isa.splat_n(128)));
                 let at = (b * F::BLOCK + i * LANES) / 4;
                 for (four, bytes) in panel.codes[at..at + 4].iter_mut().zip(bytes.as_chunks::<4>().0) {
@@ -183,7 +181,7 @@ fn pack<F: Format, I: Isa>(isa: I, rows: &[u8], row_bytes: usize, columns: usize
             for g in 0..F::BLOCK / group::<F>() {
                 let (scale, shift) = F::affine(isa, block, g * group::<F>() / LANES);
                 let at = b * (F::BLOCK / group::<F>()) + g;
-                panel.scales[at][r] = scale * F::STEP;
+                panel.scales[at][r] = scale;
                 if F::SHIFTED {
                     panel.shifts[at][r] = shift;
                 }
@@ -258,19 +256,16 @@ fn product<F: Format, I: Isa, const T: usize>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{FORMATS, FormatOps};
+    use crate::FORMATS;
     use torque_simd::Level;
 
     /// Σ |w|·a/2 over a row: what rounding activations can cost.
-    fn bound(format: &FormatOps, row: &[f32], x: &[f32]) -> f64 {
+    fn bound(row: &[f32], x: &[f32]) -> f64 {
         let half_unit = |x: &[f32]| x.iter().fold(0.0f32, |m, x| m.max(x.abs())) / 254.0;
-        let levels = if format.name.starts_with("tq") { 0.01 } else { 0.0 };
-        let largest = row.iter().fold(0.0f32, |m, w| m.max(w.abs()));
         (row.chunks(BLOCK).zip(x.chunks(BLOCK)))
             .map(|(w, x)| {
                 let weight: f32 = w.iter().map(|w| w.abs()).sum();
-                let rounding = weight * half_unit(x) * 1.01;
-                f64::from(rounding + levels * largest * x.iter().map(|x| x.abs()).sum::<f32>())
+                f64::from(weight * half_unit(x) * 1.01)
             })
             .sum::<f64>()
             + 1e-5
@@ -292,7 +287,7 @@ mod tests {
                 .collect()
         };
         let columns = 512;
-        for format in FORMATS.iter().filter(|f| f.weights && !f.is_float()) {
+        for format in FORMATS.iter().filter(|f| f.weights && f.whole) {
             for (rows, tokens) in [(16, 1), (5, 3), (37, 13), (16, 30)] {
                 let mut bytes = vec![0; rows * format.row_bytes(columns)];
                 format.encode_row(&gauss(rows * columns), &mut bytes);
@@ -312,7 +307,7 @@ mod tests {
                             let exact: f64 =
                                 w.iter().zip(x).map(|(w, x)| f64::from(*w) * f64::from(*x)).sum();
                             let error = (exact - f64::from(out[t * rows + r])).abs();
-                            let bound = bound(format, w, x);
+                            let bound = bound(w, x);
                             assert!(error <= bound, "{} {rows}×{tokens}: {error} > {bound}", format.name);
                         }
                     }

@@ -58,11 +58,11 @@ impl Kernels {
                 }
             },
             matmul8: |rows, cols, x, panels, out| {
-                assert!(F::STEP > 0.0 && F::WEIGHTS, "{} has no weights in whole numbers", F::NAME);
+                assert!(F::WHOLE && F::WEIGHTS, "{} has no weights in whole numbers", F::NAME);
                 int8::matmul8::<F, I>(isa(), rows, cols, x, panels, out)
             },
             round: |out, x, cols| out.round(isa::<I>(), x, cols),
-            prefers_int8: I::INT8 && F::STEP > 0.0 && F::WEIGHTS,
+            prefers_int8: I::INT8 && F::WHOLE && F::WEIGHTS,
             decode_rows: const {
                 if F::WEIGHTS {
                     |rows, cols, out| gemm::decode_rows::<F, I>(isa(), rows, cols, out)

@@ -109,6 +109,7 @@ fn spread2<I: Isa>(isa: I, block: &[u8], i: usize) -> I::N {
 
 impl Format for Turbo2 {
     const NAME: &'static str = "turbo2";
+    const WHOLE: bool = false;
     const ALIASES: &'static [&'static str] = &["turbo2_0", "tbq2"];
     const GGML_TYPE: Option<u32> = None;
     const BLOCK: usize = 128;
@@ -160,6 +161,7 @@ impl Turbo3 {
 
 impl Format for Turbo3 {
     const NAME: &'static str = "turbo3";
+    const WHOLE: bool = false;
     const ALIASES: &'static [&'static str] = &["turbo3_0", "tbq3"];
     const GGML_TYPE: Option<u32> = None;
     const BLOCK: usize = 128;
@@ -214,6 +216,7 @@ impl Turbo4 {
 
 impl Format for Turbo4 {
     const NAME: &'static str = "turbo4";
+    const WHOLE: bool = false;
     const ALIASES: &'static [&'static str] = &["turbo4_0", "tbq4"];
     const GGML_TYPE: Option<u32> = None;
     const BLOCK: usize = 128;
