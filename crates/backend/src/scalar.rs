@@ -301,37 +301,8 @@ impl Backend for Scalar {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::suite::{AttentionCase, HEAD_SIZES, check_close};
+    use crate::suite::{AttentionCase, HEAD_SIZES, check_close, relative_error};
     use torque_kv::Policy;
-    use torque_quant::{FORMATS, FormatOps};
-
-    /// Root-mean-square error relative to the expected values' root-mean-square.
-    fn relative_error(expected: &[f32], found: &[f32]) -> f64 {
-        let square = |x: f32| f64::from(x).powi(2);
-        let error: f64 = expected.iter().zip(found).map(|(e, f)| square(e - f)).sum();
-        (error / expected.iter().map(|e| square(*e)).sum::<f64>()).sqrt()
-    }
-
-    /// What a format may cost an attention output, as K or as V: a few times the codec's own relative
-    /// error, which is about 2^-bits.
-    fn bound(format: &FormatOps) -> f64 {
-        if format.name == "f32" { 1e-6 } else { 2.5 * 2f64.powf(-format.bits().min(10.0).floor()) }
-    }
-
-    #[test]
-    fn every_pair_costs_what_its_formats_say() {
-        let formats: Vec<_> = FORMATS.iter().filter(|f| f.kv).collect();
-        for head_dim in HEAD_SIZES {
-            let exact = AttentionCase::new("f32", "f32", head_dim).run(&Scalar);
-            for k in &formats {
-                for v in &formats {
-                    let found = AttentionCase::new(k.name, v.name, head_dim).run(&Scalar);
-                    let (error, bound) = (relative_error(&exact, &found), bound(k) + bound(v));
-                    assert!(error <= bound, "{} / {} at {head_dim}: {error} > {bound}", k.name, v.name);
-                }
-            }
-        }
-    }
 
     #[test]
     fn an_f16_page_is_what_no_sealing_gives() {

@@ -4,7 +4,7 @@
 
 use crate::*;
 use torque_kv::{KvLayer, Pages, Policy};
-use torque_quant::FORMATS;
+use torque_quant::{FORMATS, FormatOps};
 
 /// Pseudo-random numbers that are the same everywhere (SplitMix64).
 pub struct Random(pub u64);
@@ -130,26 +130,58 @@ pub fn to_host<B: Backend>(backend: &B, x: &B::Tensor, values: usize) -> Vec<f32
 /// Head sizes every backend must have.
 pub const HEAD_SIZES: [usize; 8] = [48, 64, 80, 96, 112, 128, 192, 256];
 
+/// One cell of the matrix of K format, V format and head size.
+pub struct Cell {
+    /// K format.
+    pub k: &'static str,
+    /// V format.
+    pub v: &'static str,
+    /// Head size.
+    pub head_dim: usize,
+    /// Error of the attention output against exact arithmetic on unquantised K and V: root mean square,
+    /// relative to the output's.
+    pub error: f64,
+}
+
 /// Every pair of KV formats, head size by head size, causal and windowed, with and without soft cap and
 /// learned sinks, prefill and decode: `backend` against the scalar backend within `tolerance` of the
-/// largest output. Returns the number of cells.
-pub fn check_every_pair<B: Backend>(backend: &B, head_dims: &[usize], tolerance: f32) -> usize {
-    let formats: Vec<&str> = FORMATS.iter().filter(|f| f.kv).map(|f| f.name).collect();
-    let mut cells = 0;
+/// largest output, and the causal case against unquantised K and V within what the two formats may
+/// cost.
+pub fn check_every_pair<B: Backend>(backend: &B, head_dims: &[usize], tolerance: f32) -> Vec<Cell> {
+    let formats: Vec<&FormatOps> = FORMATS.iter().filter(|f| f.kv).collect();
+    let mut cells = Vec::new();
     for &head_dim in head_dims {
+        let exact = AttentionCase::new("f32", "f32", head_dim).run(&Scalar);
         for k in &formats {
             for v in &formats {
-                let base = AttentionCase::new(k, v, head_dim);
+                let base = AttentionCase::new(k.name, v.name, head_dim);
+                let found = base.run(backend);
+                check_close(&format!("{base:?}"), &base.run(&Scalar), &found, tolerance);
                 for (window, softcap, sinks) in
-                    [(None, None, false), (Some(20), None, true), (None, Some(20.0), true), (Some(33), Some(5.0), false)]
+                    [(Some(20), None, true), (None, Some(20.0), true), (Some(33), Some(5.0), false)]
                 {
                     check_case(backend, &AttentionCase { window, softcap, sinks, ..base.clone() }, tolerance);
                 }
-                cells += 1;
+                let (error, bound) = (relative_error(&exact, &found), error_bound(k) + error_bound(v));
+                assert!(error <= bound, "{} / {} at head size {head_dim}: error {error} > {bound}", k.name, v.name);
+                cells.push(Cell { k: k.name, v: v.name, head_dim, error });
             }
         }
     }
     cells
+}
+
+/// Root-mean-square difference, relative to the expected values' root-mean-square.
+pub fn relative_error(expected: &[f32], found: &[f32]) -> f64 {
+    let square = |x: f32| f64::from(x).powi(2);
+    let error: f64 = expected.iter().zip(found).map(|(e, f)| square(e - f)).sum();
+    (error / expected.iter().map(|e| square(*e)).sum::<f64>()).sqrt()
+}
+
+/// What a format may cost an attention output, as K or as V: a few times the codec's own relative error,
+/// which is about 2^-bits.
+fn error_bound(format: &FormatOps) -> f64 {
+    if format.name == "f32" { 2e-6 } else { 2.5 * 2f64.powf(-format.bits().min(10.0).floor()) }
 }
 
 /// One case on `backend` against the scalar backend.

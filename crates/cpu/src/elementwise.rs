@@ -4,7 +4,8 @@ use torque_backend::{Activation, RopePairs};
 use torque_quant::math;
 use torque_simd::{Isa, Level, dispatch};
 
-/// Runs a body compiled for an instruction set.
+/// Runs a body compiled for an instruction set. What it calls must be inlined to be compiled so: closures
+/// say so, and loops stand where iterator adaptors would be functions of their own.
 macro_rules! on {
     ($level:expr, |$isa:ident| $body:expr) => {
         dispatch!($level, |$isa| $isa.run(
@@ -16,32 +17,66 @@ macro_rules! on {
 
 /// `x += y`.
 pub fn add(level: Level, y: &[f32], x: &mut [f32]) {
-    on!(level, |isa| math::zip(isa, x, y, |x, y| isa.add(x, y)));
+    on!(level, |isa| math::zip(
+        isa,
+        x,
+        y,
+        #[inline(always)]
+        |x, y| isa.add(x, y)
+    ));
 }
 
 /// `x *= factor`.
 pub fn scale(level: Level, factor: f32, x: &mut [f32]) {
-    on!(level, |isa| math::map(isa, x, |x| isa.mul(x, isa.splat(factor))));
+    on!(level, |isa| math::map(
+        isa,
+        x,
+        #[inline(always)]
+        |x| isa.mul(x, isa.splat(factor))
+    ));
 }
 
 /// `x += factor·y`.
 pub fn add_scaled(level: Level, factor: f32, y: &[f32], x: &mut [f32]) {
-    on!(level, |isa| math::zip(isa, x, y, |x, y| isa.fma(y, isa.splat(factor), x)));
+    on!(level, |isa| math::zip(
+        isa,
+        x,
+        y,
+        #[inline(always)]
+        |x, y| isa.fma(y, isa.splat(factor), x)
+    ));
 }
 
 /// `x = c·tanh(x/c)`.
 pub fn softcap(level: Level, c: f32, x: &mut [f32]) {
     on!(level, |isa| {
         let (c, inverse) = (isa.splat(c), isa.splat(1.0 / c));
-        math::map(isa, x, |x| isa.mul(c, math::tanh(isa, isa.mul(x, inverse))))
+        math::map(
+            isa,
+            x,
+            #[inline(always)]
+            |x| isa.mul(c, math::tanh(isa, isa.mul(x, inverse))),
+        )
     });
 }
 
 /// `gate = activation(gate)·up`.
 pub fn glu(level: Level, activation: Activation, up: &[f32], gate: &mut [f32]) {
     match activation {
-        Activation::Silu => on!(level, |isa| math::zip(isa, gate, up, |g, u| isa.mul(math::silu(isa, g), u))),
-        Activation::Gelu => on!(level, |isa| math::zip(isa, gate, up, |g, u| isa.mul(math::gelu(isa, g), u))),
+        Activation::Silu => on!(level, |isa| math::zip(
+            isa,
+            gate,
+            up,
+            #[inline(always)]
+            |g, u| isa.mul(math::silu(isa, g), u)
+        )),
+        Activation::Gelu => on!(level, |isa| math::zip(
+            isa,
+            gate,
+            up,
+            #[inline(always)]
+            |g, u| isa.mul(math::gelu(isa, g), u)
+        )),
     }
 }
 
@@ -56,7 +91,10 @@ pub fn rms_norm(level: Level, weight: &[f32], eps: f32, x: &mut [f32]) {
 #[inline(always)]
 fn sum_of_squares<I: Isa>(isa: I, x: &[f32]) -> f32 {
     let (chunks, rest) = x.as_chunks::<16>();
-    let sum = chunks.iter().fold(isa.splat(0.0), |sum, x| isa.fma(isa.load(x), isa.load(x), sum));
+    let mut sum = isa.splat(0.0);
+    for x in chunks {
+        sum = isa.fma(isa.load(x), isa.load(x), sum);
+    }
     isa.sum(sum) + rest.iter().map(|x| x * x).sum::<f32>()
 }
 
@@ -64,9 +102,17 @@ fn sum_of_squares<I: Isa>(isa: I, x: &[f32]) -> f32 {
 pub fn add_dots(level: Level, q: &[f32], m: &[f32], width: usize, out: &mut [f32]) {
     on!(level, |isa| for (q, row) in q.chunks_exact(m.len()).zip(out.chunks_exact_mut(width)) {
         let (q, m) = (q.as_chunks::<16>().0, m.as_chunks::<16>().0);
-        let sum = q.iter().zip(m).fold(isa.splat(0.0), |sum, (q, m)| isa.fma(isa.load(q), isa.load(m), sum));
+        let mut sum = isa.splat(0.0);
+        for i in 0..m.len() {
+            sum = isa.fma(isa.load(&q[i]), isa.load(&m[i]), sum);
+        }
         let dot = isa.splat(isa.sum(sum));
-        math::map(isa, row, |x| isa.add(x, dot));
+        math::map(
+            isa,
+            row,
+            #[inline(always)]
+            |x| isa.add(x, dot),
+        );
     });
 }
 

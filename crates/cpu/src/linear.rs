@@ -2,8 +2,9 @@
 
 use crate::pool::Pool;
 use std::borrow::Cow;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use torque_backend::MatrixData;
+use torque_quant::int8::{Activations8, Panel8};
 use torque_quant::{Kernels, Rotation, rotate};
 use torque_simd::Level;
 
@@ -25,6 +26,10 @@ const PIECE: usize = 1 << 17;
 const PANEL_ROWS: usize = 64;
 
 thread_local! {
+    /// The caller's rounded activations.
+    static ROUNDED: Cell<Activations8> = Cell::default();
+    /// A worker's panels of whole numbers and results.
+    static PANELS: RefCell<(Vec<Panel8>, Vec<f32>)> = const { RefCell::new((Vec::new(), Vec::new())) };
     /// A worker's panel and results.
     static SCRATCH: RefCell<(Vec<f32>, Vec<f32>)> = const { RefCell::new((Vec::new(), Vec::new())) };
 }
@@ -40,6 +45,9 @@ impl Matrix {
         let (rows, columns) = (self.data.rows, self.data.columns);
         assert_eq!((x.len(), out.len()), (tokens * columns, tokens * rows), "shapes of x and out");
         let x = self.in_domain(x);
+        if self.kernels.prefers_int8 && tokens > REGISTER_TOKENS {
+            return self.product_int8(pool, &x, out);
+        }
         let piece = match tokens <= REGISTER_TOKENS {
             true => (PIECE / columns).clamp(4, 256).next_multiple_of(4),
             false => PANEL_ROWS,
@@ -64,6 +72,26 @@ impl Matrix {
                 }
             });
         });
+    }
+
+    /// The same with activations rounded to 8 bits: within half a unit of each, exact otherwise.
+    fn product_int8(&self, pool: &Pool, x: &[f32], out: &mut [f32]) {
+        let (rows, columns) = (self.data.rows, self.data.columns);
+        let row_bytes = self.data.format.row_bytes(columns);
+        let mut rounded = ROUNDED.take();
+        (self.kernels.round)(&mut rounded, x, columns);
+        pool.for_columns(out, rows, PANEL_ROWS, |first, mut columns_out| {
+            let count = columns_out.width();
+            let weights = &self.data.bytes[first * row_bytes..][..count * row_bytes];
+            PANELS.with_borrow_mut(|(panels, results)| {
+                results.resize(rounded.tokens() * count, 0.0);
+                (self.kernels.matmul8)(weights, columns, &rounded, panels, results);
+                for (t, row) in results.chunks_exact(count).enumerate() {
+                    columns_out.row(t).copy_from_slice(row);
+                }
+            });
+        });
+        ROUNDED.set(rounded);
     }
 
     /// Activations in the domain of the codes: rotated in blocks of 32 for formats that rotate weights.

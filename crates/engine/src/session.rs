@@ -88,7 +88,7 @@ impl Session {
     }
 
     /// Adds tokens, and calls `row(i, logits)` with the logits after every token i. Stops where it says
-    /// `false`.
+    /// `false`, with the tokens of that batch in place.
     pub fn append_each(&mut self, tokens: &[u32], row: &mut dyn FnMut(usize, &[f32]) -> bool) -> Result<(), Error> {
         let mut done = 0;
         for chunk in tokens.chunks(self.running.batch()) {
@@ -100,14 +100,15 @@ impl Session {
                 self.running.logits(&rows, &mut self.logits);
                 for logits in self.logits.chunks_exact(self.vocabulary) {
                     if !row(done, logits) {
+                        self.running.logits(&[chunk.len() - 1], &mut self.logits);
                         return Ok(());
                     }
                     done += 1;
                 }
             }
+            let last = self.logits.len() - self.vocabulary;
+            self.logits.drain(..last);
         }
-        let last = self.logits.len().saturating_sub(self.vocabulary);
-        self.logits.drain(..last);
         Ok(())
     }
 

@@ -150,17 +150,20 @@ impl Plan {
         token * self.tail_capacity(batch)
     }
 
-    /// Bytes a sequence of `tokens` tokens takes, its tail for batches of `batch` included.
+    /// The most bytes a sequence takes while it grows to `tokens` tokens, its tail for batches of `batch`
+    /// included.
     pub fn sequence_bytes(&self, tokens: usize, batch: usize) -> usize {
-        let sealed: usize = (self.windows.iter().enumerate())
-            .map(|(class, window)| {
-                let visible = window.map_or(tokens, |w| tokens.min(w + self.page));
-                let pages = visible.saturating_sub(self.tail) / self.page;
-                let sinks = if window.is_none() { pages.min(self.sink_pages) } else { 0 };
-                (pages - sinks) * self.page_bytes(false, class) + sinks * self.page_bytes(true, class)
-            })
-            .sum();
-        sealed + self.tail_bytes(batch)
+        let sealed = tokens.saturating_sub(self.tail);
+        let classes = self.windows.iter().enumerate().map(|(class, window)| {
+            // What the tail's first token sees is held, however long the tail is.
+            let held = window.map_or(sealed, |w| sealed.min(w + self.page));
+            let pages = held / self.page;
+            // Sinks leave a window too, but lie in it at first.
+            let sinks = pages.min(self.sink_pages);
+            let sealed = (pages - sinks).saturating_mul(self.page_bytes(false, class));
+            sealed.saturating_add(sinks * self.page_bytes(true, class))
+        });
+        classes.fold(self.tail_bytes(batch), usize::saturating_add)
     }
 
     /// The largest context whose sequence fits in `bytes`; 0 if not even the tail does.

@@ -108,6 +108,13 @@ impl Keys<'_> {
         }
     }
 
+    fn positive(&self, name: &str) -> Result<Option<f32>, Error> {
+        match self.float(name)? {
+            Some(x) if x <= 0.0 => Err(self.bad(name, x, "a positive number")),
+            other => Ok(other),
+        }
+    }
+
     /// A number that must be there and lie in `1..=max`.
     fn count(&self, name: &str, max: usize) -> Result<usize, Error> {
         let n = self.size(name)?.ok_or(Error::MissingKey { key: self.key(name) })?;
@@ -182,7 +189,7 @@ impl Config {
         };
         let rope = rope_config(&keys, arch, head_dim[0])?;
         let window_rope = arch.window_rope_base.map(|default| -> Result<_, Error> {
-            let base = keys.float("rope.freq_base_swa")?.unwrap_or(default);
+            let base = keys.positive("rope.freq_base_swa")?.unwrap_or(default);
             Ok(RopeConfig { base, scaling: Scaling::None, uses_factors: false, ..rope })
         });
         let mut ropes = vec![rope];
@@ -202,7 +209,7 @@ impl Config {
                 .len(),
         };
         let eps = keys
-            .float("attention.layer_norm_rms_epsilon")?
+            .positive("attention.layer_norm_rms_epsilon")?
             .ok_or(Error::MissingKey { key: keys.key("attention.layer_norm_rms_epsilon") })?;
         let cap = |name: &str| Ok::<_, Error>(keys.float(name)?.filter(|c| *c > 0.0));
         Ok(Config {
@@ -285,18 +292,12 @@ fn rope_config(keys: &Keys, arch: &'static Arch, head_dim: usize) -> Result<Rope
     if channels == 0 || channels % 2 != 0 || channels > head_dim {
         return Err(keys.bad("rope.dimension_count", channels, format!("an even number up to {head_dim}")));
     }
-    let base = keys.float("rope.freq_base")?.unwrap_or(10_000.0);
-    if base <= 0.0 {
-        return Err(keys.bad("rope.freq_base", base, "a positive number"));
-    }
+    let base = keys.positive("rope.freq_base")?.unwrap_or(10_000.0);
     let original = keys.size("rope.scaling.original_context_length")?;
     let attention_factor = keys.float("rope.scaling.attn_factor")?.filter(|f| *f != 0.0).unwrap_or(1.0);
-    let factor = || -> Result<f32, Error> {
-        match keys.float("rope.scaling.factor")? {
-            Some(f) if f > 0.0 => Ok(f),
-            Some(f) => Err(keys.bad("rope.scaling.factor", f, "a positive number")),
-            None => Err(Error::MissingKey { key: keys.key("rope.scaling.factor") }),
-        }
+    let factor = || {
+        keys.positive("rope.scaling.factor")?
+            .ok_or_else(|| Error::MissingKey { key: keys.key("rope.scaling.factor") })
     };
     let key = keys.key("rope.scaling.type");
     let scaling = match keys.metadata.string(&key)? {
@@ -307,8 +308,8 @@ fn rope_config(keys: &Keys, arch: &'static Arch, head_dim: usize) -> Result<Rope
             original: original.filter(|n| *n > 0).ok_or(Error::MissingKey {
                 key: keys.key("rope.scaling.original_context_length"),
             })?,
-            beta_fast: keys.float("rope.scaling.yarn_beta_fast")?.unwrap_or(32.0),
-            beta_slow: keys.float("rope.scaling.yarn_beta_slow")?.unwrap_or(1.0),
+            beta_fast: keys.positive("rope.scaling.yarn_beta_fast")?.unwrap_or(32.0),
+            beta_slow: keys.positive("rope.scaling.yarn_beta_slow")?.unwrap_or(1.0),
             grows: keys.float("rope.scaling.yarn_log_multiplier")?.unwrap_or(0.0) == 0.0,
         },
         Some(other) => {

@@ -102,6 +102,9 @@ impl<B: Backend> Context<B> {
                 return Err(Error::ContextFull { context, len, new: tokens.len() });
             }
         }
+        if tokens.is_empty() {
+            return Ok(());
+        }
         for (sequence, tokens) in batch {
             self.sequences[*sequence].append(tokens.len());
         }

@@ -136,7 +136,8 @@ impl<B: Backend> Loader<'_, B> {
             let known: Vec<_> = torque_quant::FORMATS.iter().filter(|f| f.weights).map(|f| f.name).collect();
             Error::Type { tensor: name.into(), kind: kind.to_string(), known: known.join(" ") }
         })?;
-        let columns = tensor.shape[0] as usize;
+        // A tensor without dimensions is one value.
+        let columns = tensor.shape.first().map_or(1, |&n| n as usize);
         if !format.fits(columns) {
             return Err(Error::Block { tensor: name.into(), kind: kind.into(), columns, block: format.block });
         }
@@ -157,7 +158,8 @@ impl<B: Backend> Loader<'_, B> {
         count: usize,
         active: f64,
     ) -> Result<Vec<B::Matrix>, Error> {
-        let (tensor, format) = self.checked(name, &[columns, slice.total, count])?;
+        let shape = [columns, slice.total, count];
+        let (tensor, format) = self.checked(name, if count == 1 { &shape[..2] } else { &shape })?;
         let row = format.row_bytes(columns);
         self.active.set(self.active.get() + (slice.rows * count * row) as f64 * active);
         Ok((0..count)

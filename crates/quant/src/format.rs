@@ -43,6 +43,8 @@ pub trait Format: Send + Sync + 'static {
     const GROUP: usize;
     /// Whether any shift differs from zero.
     const SHIFTED: bool = false;
+    /// Codes are integers from −128 to 127 times this step, or within half a step of one; 0 for floats.
+    const STEP: f32 = 1.0;
     /// What the decoded values mean.
     const ROTATION: Rotation = Rotation::None;
     /// May hold weights.

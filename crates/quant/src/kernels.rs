@@ -1,6 +1,7 @@
 //! The kernels of a format, chosen for an instruction set at run time.
 
 use crate::gemm::Matrix;
+use crate::int8::{self, Activations8, Panel8};
 use crate::{Format, attend, dot, gemm};
 use torque_simd::{Isa, Level, dispatch};
 
@@ -12,6 +13,12 @@ pub struct Kernels {
     /// [`gemm::matmul`]: `(rows, cols, x, tokens, panel, out)`.
     #[allow(clippy::type_complexity)]
     pub matmul: fn(&[u8], usize, &[f32], usize, &mut [f32], &mut [f32]),
+    /// [`int8::matmul8`]: `(rows, cols, x, panels, out)`.
+    pub matmul8: fn(&[u8], usize, &Activations8, &mut Vec<Panel8>, &mut [f32]),
+    /// [`Activations8::round`]: `(out, x, cols)`.
+    pub round: fn(&mut Activations8, &[f32], usize),
+    /// Whether products in whole numbers are faster here than those of floats.
+    pub prefers_int8: bool,
     /// [`gemm::decode_rows`]: `(rows, cols, out)`.
     pub decode_rows: fn(&[u8], usize, &mut [f32]),
     /// [`attend::scores`]: `(part, tokens, head_dim, q, out)`.
@@ -50,6 +57,12 @@ impl Kernels {
                     |_, _, _, _, _, _| panic!("{} holds no weights", F::NAME)
                 }
             },
+            matmul8: |rows, cols, x, panels, out| {
+                assert!(F::STEP > 0.0 && F::WEIGHTS, "{} has no weights in whole numbers", F::NAME);
+                int8::matmul8::<F, I>(isa(), rows, cols, x, panels, out)
+            },
+            round: |out, x, cols| out.round(isa::<I>(), x, cols),
+            prefers_int8: I::INT8 && F::STEP > 0.0 && F::WEIGHTS,
             decode_rows: const {
                 if F::WEIGHTS {
                     |rows, cols, out| gemm::decode_rows::<F, I>(isa(), rows, cols, out)

@@ -14,6 +14,7 @@ pub mod dot;
 pub mod format;
 pub mod formats;
 pub mod gemm;
+pub mod int8;
 pub mod kernels;
 pub mod math;
 pub mod rotate;

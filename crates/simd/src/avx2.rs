@@ -49,6 +49,26 @@ impl Isa for Avx2 {
     }
 
     methods! {
+        load_n(x: &[u8; 64]) -> N = [_mm256_loadu_si256(x.as_ptr().cast()), _mm256_loadu_si256(x.as_ptr().add(32).cast())];
+        dot4(sum: N, u: N, s: N) -> N = {
+            let mut out = sum;
+            for i in 0..2 {
+                // Bytes 0 and 2 of each lane, then 1 and 3, widened to 16 bits so that nothing saturates.
+                let even = _mm256_madd_epi16(
+                    _mm256_and_si256(u[i], _mm256_set1_epi16(255)),
+                    _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(s[i])),
+                );
+                let odd = _mm256_madd_epi16(_mm256_srli_epi16::<8>(u[i]), _mm256_srai_epi16::<8>(s[i]));
+                out[i] = _mm256_add_epi32(sum[i], _mm256_add_epi32(even, odd));
+            }
+            out
+        };
+        narrow(v: N) -> [u8; 16] = {
+            let mut lanes = [0i32; 16];
+            _mm256_storeu_si256(lanes.as_mut_ptr().cast(), v[0]);
+            _mm256_storeu_si256(lanes.as_mut_ptr().add(8).cast(), v[1]);
+            lanes.map(|x| x as u8)
+        };
         splat(x: f32) -> F = [_mm256_set1_ps(x); 2];
         load(x: &[f32; 16]) -> F = [_mm256_loadu_ps(x.as_ptr()), _mm256_loadu_ps(x.as_ptr().add(8))];
         store(v: F, out: &mut [f32; 16]) -> () = {

@@ -3,12 +3,12 @@
 use crate::Isa;
 use std::arch::x86_64::*;
 
-/// AVX-512 with the F, BW, DQ and VL extensions: Intel since Skylake-X, AMD since Zen 4.
+/// AVX-512 with the F, BW, DQ, VL and VNNI extensions: Intel since Cascade Lake, AMD since Zen 4.
 #[derive(Clone, Copy, Debug)]
 pub struct Avx512(());
 
 /// Calls `f` with the instructions enabled. The features that [`Avx512::new`] looks for are these.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
 fn run<R>(f: impl FnOnce() -> R) -> R {
     f()
 }
@@ -27,6 +27,7 @@ macro_rules! methods {
 
 impl Isa for Avx512 {
     const NAME: &'static str = "avx512";
+    const INT8: bool = true;
     const TILE: (usize, usize) = (4, 4);
     type F = __m512;
     type N = __m512i;
@@ -37,6 +38,7 @@ impl Isa for Avx512 {
             && is_x86_feature_detected!("avx512bw")
             && is_x86_feature_detected!("avx512dq")
             && is_x86_feature_detected!("avx512vl")
+            && is_x86_feature_detected!("avx512vnni")
             && is_x86_feature_detected!("avx2")
             && is_x86_feature_detected!("fma")
             && is_x86_feature_detected!("f16c"))
@@ -50,6 +52,13 @@ impl Isa for Avx512 {
     }
 
     methods! {
+        load_n(x: &[u8; 64]) -> __m512i = _mm512_loadu_si512(x.as_ptr().cast());
+        dot4(sum: __m512i, u: __m512i, s: __m512i) -> __m512i = _mm512_dpbusd_epi32(sum, u, s);
+        narrow(v: __m512i) -> [u8; 16] = {
+            let mut out = [0; 16];
+            _mm_storeu_si128(out.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(v));
+            out
+        };
         splat(x: f32) -> __m512 = _mm512_set1_ps(x);
         load(x: &[f32; 16]) -> __m512 = _mm512_loadu_ps(x.as_ptr());
         store(v: __m512, out: &mut [f32; 16]) -> () = _mm512_storeu_ps(out.as_mut_ptr(), v);

@@ -134,6 +134,15 @@ pub trait Isa: Copy + Send + Sync + 'static {
     fn from_bits(self, v: Self::N) -> Self::F;
     /// The same bits read as integers.
     fn to_bits(self, v: Self::F) -> Self::N;
+    /// Whether [`Isa::dot4`] is an instruction: integer products are then worth their rounding.
+    const INT8: bool = false;
+    /// Lane i is the four bytes `x[4 i ..]`, little-endian.
+    fn load_n(self, x: &[u8; 64]) -> Self::N;
+    /// `sum[i] + Σ_j u[4i + j]·s[4i + j]` over the four bytes of each lane, those of u unsigned, those of s
+    /// signed.
+    fn dot4(self, sum: Self::N, u: Self::N, s: Self::N) -> Self::N;
+    /// The low byte of each lane.
+    fn narrow(self, v: Self::N) -> [u8; 16];
     /// Lane i is `table[index[i] & 15]`.
     fn lookup(self, table: Self::F, index: Self::N) -> Self::F;
     /// Lane i is `table[index[i] % L]`, `L` a power of two.

@@ -131,6 +131,22 @@ impl Isa for Neon {
         });
         max_lane(v: F) -> f32 = vmaxvq_f32(vmaxq_f32(vmaxq_f32(v[0], v[2]), vmaxq_f32(v[1], v[3])));
 
+        load_n(x: &[u8; 64]) -> N = from_fn(|i| vreinterpretq_u32_u8(vld1q_u8(x.as_ptr().add(16 * i))));
+        dot4(sum: N, u: N, s: N) -> N = from_fn(|i| {
+            // Bytes 0 and 2 of each lane, then 1 and 3, widened to 16 bits so that nothing saturates.
+            let (u, s) = (vreinterpretq_u16_u32(u[i]), vreinterpretq_s16_u32(s[i]));
+            let even = vmulq_s16_pairs(vandq_u16(u, vdupq_n_u16(255)), vshrq_n_s16::<8>(vshlq_n_s16::<8>(s)));
+            let odd = vmulq_s16_pairs(vshrq_n_u16::<8>(u), vshrq_n_s16::<8>(s));
+            vaddq_u32(sum[i], vreinterpretq_u32_s32(vaddq_s32(even, odd)))
+        });
+        narrow(v: N) -> [u8; 16] = {
+            let mut out = [0; 16];
+            let low = vcombine_u16(vmovn_u32(v[0]), vmovn_u32(v[1]));
+            let high = vcombine_u16(vmovn_u32(v[2]), vmovn_u32(v[3]));
+            vst1q_u8(out.as_mut_ptr(), vcombine_u8(vmovn_u16(low), vmovn_u16(high)));
+            out
+        };
+
         widen_u8(x: &[u8; 16]) -> N = {
             let x = vld1q_u8(x.as_ptr());
             let (low, high) = (vmovl_u8(vget_low_u8(x)), vmovl_high_u8(x));
@@ -219,5 +235,15 @@ impl Isa for Neon {
         unsafe {
             asm!("prfm pldl1keep, [{0}]", in(reg) bytes.as_ptr().wrapping_add(offset), options(readonly, nostack, preserves_flags));
         }
+    }
+}
+
+/// For each 32-bit lane, the sum of the products of its two 16-bit halves.
+#[inline(always)]
+unsafe fn vmulq_s16_pairs(u: uint16x8_t, s: int16x8_t) -> int32x4_t {
+    // SAFETY: the caller holds a [`Neon`].
+    unsafe {
+        let u = vreinterpretq_s16_u16(u);
+        vpaddq_s32(vmull_s16(vget_low_s16(u), vget_low_s16(s)), vmull_high_s16(u, s))
     }
 }

@@ -169,6 +169,21 @@ impl Isa for Scalar {
         v.map(|x| x.to_bits() as i32)
     }
     #[inline(always)]
+    fn load_n(self, x: &[u8; 64]) -> [i32; 16] {
+        from_fn(|i| i32::from_le_bytes([x[4 * i], x[4 * i + 1], x[4 * i + 2], x[4 * i + 3]]))
+    }
+    #[inline(always)]
+    fn dot4(self, sum: [i32; 16], u: [i32; 16], s: [i32; 16]) -> [i32; 16] {
+        from_fn(|i| {
+            let pairs = u[i].to_le_bytes().into_iter().zip(s[i].to_le_bytes());
+            sum[i].wrapping_add(pairs.map(|(u, s)| i32::from(u) * i32::from(s as i8)).sum::<i32>())
+        })
+    }
+    #[inline(always)]
+    fn narrow(self, v: [i32; 16]) -> [u8; 16] {
+        v.map(|x| x as u8)
+    }
+    #[inline(always)]
     fn lookup(self, table: [f32; 16], index: [i32; 16]) -> [f32; 16] {
         index.map(|i| table[(i & 15) as usize])
     }

@@ -122,6 +122,21 @@ fn agrees_with_scalar<I: Isa>(isa: I) {
         check("shl", lanes(isa, isa.shl::<23>(vm)), bits(Scalar.shl::<23>(m)));
         check("to_f32", unload(isa.to_f32(vm)), Scalar.to_f32(m));
         let small = rows[1].map(|x| x * 1.5);
+        let (bytes_u, bytes_s): ([u8; 64], [u8; 64]) = (random.bytes(), random.bytes());
+        check("load_n", lanes(isa, isa.load_n(&bytes_u)), bits(Scalar.load_n(&bytes_u)));
+        let dot = isa.dot4(vm, isa.load_n(&bytes_u), isa.load_n(&bytes_s));
+        check(
+            "dot4",
+            lanes(isa, dot),
+            bits(Scalar.dot4(m, Scalar.load_n(&bytes_u), Scalar.load_n(&bytes_s))),
+        );
+        let extremes = (isa.load_n(&[255; 64]), isa.load_n(&[128; 64]));
+        check(
+            "dot4 of extremes",
+            lanes(isa, isa.dot4(isa.splat_n(0), extremes.0, extremes.1)),
+            bits([-4 * 255 * 128; 16]),
+        );
+        assert_eq!(isa.narrow(vm), Scalar.narrow(m), "narrow");
         check("round", lanes(isa, isa.round(isa.load(&small))), bits(Scalar.round(small)));
         let ties = [-2.5, -1.5, -0.5, 0.5, 1.5, 2.5, 3.5, 0.0, -0.0, 7.49, 7.51, 1e6, -1e6, 0.1, -0.1, 4.5];
         check("round ties", lanes(isa, isa.round(isa.load(&ties))), bits(Scalar.round(ties)));

@@ -22,6 +22,7 @@ impl Format for F32 {
     const BLOCK: usize = 16;
     const BYTES: usize = 64;
     const GROUP: usize = 16;
+    const STEP: f32 = 0.0;
     const KV: bool = true;
 
     fn encode(x: &[f32], block: &mut [u8]) {
@@ -56,6 +57,7 @@ impl Format for F16 {
     const BLOCK: usize = 16;
     const BYTES: usize = 32;
     const GROUP: usize = 16;
+    const STEP: f32 = 0.0;
     const KV: bool = true;
 
     fn encode(x: &[f32], block: &mut [u8]) {
@@ -88,6 +90,7 @@ impl Format for Bf16 {
     const BLOCK: usize = 16;
     const BYTES: usize = 32;
     const GROUP: usize = 16;
+    const STEP: f32 = 0.0;
     const KV: bool = true;
 
     fn encode(x: &[f32], block: &mut [u8]) {

@@ -91,6 +91,7 @@ impl Format for Tq3_1s {
     const NAME: &'static str = "tq3_1s";
     const ALIASES: &'static [&'static str] = &["tq3"];
     const GGML_TYPE: Option<u32> = Some(45);
+    const STEP: f32 = -TQ3.lanes()[0] / 127.0;
     const BLOCK: usize = 32;
     const BYTES: usize = 16;
     const GROUP: usize = 16;
@@ -132,6 +133,7 @@ impl Format for Tq4_1s {
     const NAME: &'static str = "tq4_1s";
     const ALIASES: &'static [&'static str] = &["tq4"];
     const GGML_TYPE: Option<u32> = Some(46);
+    const STEP: f32 = -TQ4.lanes()[0] / 127.0;
     const BLOCK: usize = 32;
     const BYTES: usize = 20;
     const GROUP: usize = 16;

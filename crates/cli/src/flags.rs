@@ -1,0 +1,11 @@
+//! Flags that several commands share, named as in llama.cpp where it has them.
+
+mod kv;
+mod model;
+mod prompt;
+mod sampling;
+
+pub use kv::{KvFlags, PolicyFlags, kv_format_names, kv_formats};
+pub use model::{DeviceFlags, ModelFlags, backend, positive};
+pub use prompt::PromptFlags;
+pub use sampling::SamplingFlags;

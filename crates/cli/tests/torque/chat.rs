@@ -1,0 +1,48 @@
+use crate::{output, stdout, torque};
+
+#[test]
+fn piped_lines_are_answered_in_turn() {
+    let chat = stdout(torque("chat --temp 0 -n 12").write_stdin("Hello\nAnd now?\n"));
+    assert!(chat.lines().count() >= 2, "{chat}");
+}
+
+#[test]
+fn commands_steer_the_conversation() {
+    let folder = tempfile::tempdir().unwrap();
+    let saved = |name: &str| {
+        let text = std::fs::read_to_string(folder.path().join(name)).unwrap();
+        let messages: Vec<serde_json::Value> = serde_json::from_str(&text).unwrap();
+        messages.iter().map(|m| m["role"].as_str().unwrap().to_string()).collect::<Vec<_>>()
+    };
+    let lines = "/system Be brief.\nHello\n/save 1.json\nAgain\\\n on two lines\n/save 2.json\n/undo\n/save 3.json\n\
+                 /regen\n/save 4.json\n/clear\n/save 5.json\n/stats\n/nonsense\n/help\n/quit\nunread\n";
+    let chat = output(torque("chat --temp 0 -n 8").current_dir(folder.path()).write_stdin(lines));
+    assert_eq!(chat.status, 0, "{}", chat.stderr);
+    assert_eq!(saved("1.json"), ["system", "user", "assistant"]);
+    assert_eq!(saved("2.json"), ["system", "user", "assistant", "user", "assistant"]);
+    assert_eq!(saved("3.json"), saved("1.json"));
+    assert_eq!(saved("4.json"), saved("1.json"));
+    assert_eq!(saved("5.json"), ["system"]);
+    for part in ["/nonsense is not a command", "/regen", "context", "tokens/s"] {
+        assert!(chat.stderr.contains(part), "{part}: {}", chat.stderr);
+    }
+}
+
+#[test]
+fn a_conversation_reads_only_what_is_new() {
+    let message = "word ".repeat(100);
+    let chat = output(torque("chat --temp 0 -n 4 -v").write_stdin(format!("{message}\nshort\n")));
+    let prompts: Vec<usize> = chat
+        .stderr
+        .lines()
+        .filter_map(|line| line.strip_prefix("prompt ")?.split(' ').next()?.parse().ok())
+        .collect();
+    assert!(prompts.len() == 2 && prompts[0] >= 100 && prompts[1] < 20, "{}", chat.stderr);
+}
+
+#[test]
+fn a_full_context_is_said() {
+    let chat = output(torque("chat --temp 0 -c 64").write_stdin("word ".repeat(100)));
+    assert_eq!(chat.status, 1);
+    assert!(chat.stderr.contains("/clear") && chat.stderr.contains("64"), "{}", chat.stderr);
+}
