@@ -169,7 +169,7 @@ impl Tail {
     }
 
     /// What rows are stored in.
-    pub fn format(&self) -> &'static FormatOps {
+    pub fn row_format(&self) -> &'static FormatOps {
         self.side.exact
     }
 
@@ -256,7 +256,9 @@ impl Store {
         let is_sink = self.plan.is_sink(span.start);
         let tails = &mut self.tails[sequence.slot];
         let mut parts: Vec<[Part; 2]> = (self.plan.layers.iter())
-            .map(|layer| layer.sides.each_ref().map(|side| Part::new(side, side.page_format(is_sink), span.len)))
+            .map(|layer| {
+                layer.sides.each_ref().map(|side| Part::new(side, side.page_format(is_sink), span.len))
+            })
             .collect();
         let mut jobs = Vec::new();
         for (tail, part) in tails.iter().flatten().zip(parts.iter_mut().flatten()) {

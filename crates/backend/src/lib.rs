@@ -182,7 +182,14 @@ pub trait Backend: Send + Sync + 'static {
     fn store(&self, plan: &Plan, sequences: usize, batch: usize) -> Self::Store;
     /// Writes the keys and values of a segment, whose tokens are appended already, to its tail.
     /// `k` and `v` hold the whole batch: `[rows, kv_heads·head_dim]`.
-    fn append(&self, store: &mut Self::Store, layer: usize, segment: &Segment, k: &Self::Tensor, v: &Self::Tensor);
+    fn append(
+        &self,
+        store: &mut Self::Store,
+        layer: usize,
+        segment: &Segment,
+        k: &Self::Tensor,
+        v: &Self::Tensor,
+    );
     /// For row t at position p and each query head: `out[t] = Σ_s w_s·v_s`, w the softmax over the
     /// keys s ≤ p of the sequence, p − s < window, of `softcap(scale·q·k_s)` (and the sink).
     /// `q` and `out`: `[rows, heads·head_dim]`. Leaves `q` unspecified.

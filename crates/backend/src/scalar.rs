@@ -262,7 +262,9 @@ impl Backend for Scalar {
                             [visible.start * k_side.head_dim..visible.end * k_side.head_dim]
                             .chunks_exact(k_side.head_dim)
                             .map(|key| f64::from(dot(q, key) * attention.scale))
-                            .map(|s| attention.softcap.map_or(s, |c| f64::from(c) * (s / f64::from(c)).tanh()))
+                            .map(|s| {
+                                attention.softcap.map_or(s, |c| f64::from(c) * (s / f64::from(c)).tanh())
+                            })
                             .collect();
                         let sink = attention.sinks.map(|sinks| f64::from(sinks[head]));
                         let max = weights.iter().copied().chain(sink).fold(f64::NEG_INFINITY, f64::max);
@@ -308,7 +310,8 @@ mod tests {
     fn an_f16_page_is_what_no_sealing_gives() {
         for head_dim in HEAD_SIZES {
             let sealed = AttentionCase::new("f16", "f16", head_dim);
-            let open = AttentionCase { policy: Policy { tail: 1000, ..sealed.policy.clone() }, ..sealed.clone() };
+            let open =
+                AttentionCase { policy: Policy { tail: 1000, ..sealed.policy.clone() }, ..sealed.clone() };
             assert_eq!(sealed.run(&Scalar), open.run(&Scalar), "head size {head_dim}");
         }
     }

@@ -91,7 +91,8 @@ impl AttentionCase {
         let mut outputs = Vec::new();
         for &tokens in &self.chunks {
             let mut k = random.gausses(tokens * self.kv_heads * k_dim);
-            k.chunks_exact_mut(bias.len()).for_each(|row| row.iter_mut().zip(&bias).for_each(|(k, b)| *k += b));
+            k.chunks_exact_mut(bias.len())
+                .for_each(|row| row.iter_mut().zip(&bias).for_each(|(k, b)| *k += b));
             let k = from_host(backend, tokens, &k);
             let v = from_host(backend, tokens, &random.gausses(tokens * self.kv_heads * v_dim));
             let mut q = from_host(backend, tokens, &random.gausses(tokens * heads * k_dim));
@@ -163,7 +164,12 @@ pub fn check_every_pair<B: Backend>(backend: &B, head_dims: &[usize], tolerance:
                     check_case(backend, &AttentionCase { window, softcap, sinks, ..base.clone() }, tolerance);
                 }
                 let (error, bound) = (relative_error(&exact, &found), error_bound(k) + error_bound(v));
-                assert!(error <= bound, "{} / {} at head size {head_dim}: error {error} > {bound}", k.name, v.name);
+                assert!(
+                    error <= bound,
+                    "{} / {} at head size {head_dim}: error {error} > {bound}",
+                    k.name,
+                    v.name
+                );
                 cells.push(Cell { k: k.name, v: v.name, head_dim, error });
             }
         }
@@ -196,6 +202,10 @@ pub fn check_close(what: &str, expected: &[f32], found: &[f32], tolerance: f32) 
     let largest = expected.iter().fold(0.0f32, |m, x| m.max(x.abs()));
     for (i, (e, f)) in expected.iter().zip(found).enumerate() {
         let difference = (e - f).abs();
-        assert!(difference <= tolerance * largest, "{what}: value {i} of {} is {f}, expected {e}", expected.len());
+        assert!(
+            difference <= tolerance * largest,
+            "{what}: value {i} of {} is {f}, expected {e}",
+            expected.len()
+        );
     }
 }

@@ -70,7 +70,7 @@ pub fn append(
 ) {
     let first = segment.position() - segment.sequence.tail_start();
     for (tail, tokens) in store.tails_mut(segment.sequence.slot, layer).iter_mut().zip(kv) {
-        let (rotation, format) = (tail.rotation().cloned(), tail.format());
+        let (rotation, format) = (tail.rotation().cloned(), tail.row_format());
         let (bytes, head_bytes) = tail.heads_mut();
         let heads = bytes.len() / head_bytes;
         let head_dim = tokens.width() / heads;
@@ -248,7 +248,7 @@ impl Op<'_> {
                 let tokens = page.min(sequence.tail_len() - from);
                 let sides = Side::BOTH.map(|side| {
                     let tail = self.store.tail(sequence.slot, self.attention.layer, side);
-                    (tail.format(), &[][..], tail.rows(unit.kv_head, from, tokens))
+                    (tail.row_format(), &[][..], tail.rows(unit.kv_head, from, tokens))
                 });
                 let piece = Piece { start: sequence.tail_start() + from, tokens, len: tokens, sides };
                 self.piece(&piece, &positions, scratch, state, out);

@@ -14,7 +14,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 /// How long a worker without work spins before it sleeps.
-pub const SPIN: Duration = Duration::from_micros(50);
+pub const SPIN: Duration = Duration::from_millis(1);
 
 /// A fixed number of workers. The thread that calls is worker 0.
 pub struct Pool {
@@ -173,7 +173,10 @@ impl Pool {
         self.for_each(width.div_ceil(columns_per_chunk), |i| {
             let first = i * columns_per_chunk;
             let columns = columns_per_chunk.min(width - first);
-            f(first, Columns { base: base.at(0), width, rows, first, columns, borrow: PhantomData });
+            f(
+                first,
+                Columns { base: base.at(0), stride: width, rows, first, width: columns, borrow: PhantomData },
+            );
         });
     }
 }
@@ -262,10 +265,10 @@ impl<T> Base<T> {
 #[derive(Debug)]
 pub struct Columns<'a> {
     base: *mut f32,
-    width: usize,
+    stride: usize,
     rows: usize,
     first: usize,
-    columns: usize,
+    width: usize,
     borrow: PhantomData<&'a mut [f32]>,
 }
 
@@ -277,7 +280,7 @@ impl Columns<'_> {
 
     /// How many columns there are.
     pub fn width(&self) -> usize {
-        self.columns
+        self.width
     }
 
     /// These columns of row t.
@@ -285,7 +288,7 @@ impl Columns<'_> {
         assert!(t < self.rows, "row {t} of {}", self.rows);
         // SAFETY: the row is inside the matrix, which is borrowed mutably while this value exists; no other
         // value has these columns, and `self` is borrowed as long as the slice.
-        unsafe { std::slice::from_raw_parts_mut(self.base.add(t * self.width + self.first), self.columns) }
+        unsafe { std::slice::from_raw_parts_mut(self.base.add(t * self.stride + self.first), self.width) }
     }
 }
 

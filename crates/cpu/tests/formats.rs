@@ -24,7 +24,10 @@ fn every_cell_works_and_the_documentation_says_so() {
         std::fs::write(path, &expected).unwrap();
     }
     let found = std::fs::read_to_string(path).unwrap_or_default();
-    assert!(found == expected, "docs/formats.md is stale: run `UPDATE_DOCS=1 cargo test --release -p torque-cpu`");
+    assert!(
+        found == expected,
+        "docs/formats.md is stale: run `UPDATE_DOCS=1 cargo test --release -p torque-cpu`"
+    );
 }
 
 fn document(cells: &[Cell]) -> String {
@@ -45,7 +48,8 @@ fn document(cells: &[Cell]) -> String {
         let aliases: Vec<_> = format.aliases.iter().map(|a| format!("`{a}`")).collect();
         let (gauss, outliers) = (number(row.gaussian), number(row.outliers));
         let aliases = aliases.join(" ");
-        writeln!(text, "| {} | {} | {gauss} | {outliers} | {holds} | {aliases} |", format.name, row.bits).unwrap();
+        writeln!(text, "| {} | {} | {gauss} | {outliers} | {holds} | {aliases} |", format.name, row.bits)
+            .unwrap();
     }
     text += "\nThe formats of GGUF files are those of [ggml](https://github.com/ggml-org/llama.cpp). `turbo2`, `turbo3`, \
              `turbo4` and the weight formats `tq3_1s`, `tq4_1s` follow TurboQuant (Zandieh et al. 2025) as \

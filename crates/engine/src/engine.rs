@@ -25,7 +25,8 @@ pub enum BackendKind {
 
 impl BackendKind {
     /// Every backend, with its name on the command line.
-    pub const ALL: [(&'static str, BackendKind); 2] = [("cpu", BackendKind::Cpu), ("scalar", BackendKind::Scalar)];
+    pub const ALL: [(&'static str, BackendKind); 2] =
+        [("cpu", BackendKind::Cpu), ("scalar", BackendKind::Scalar)];
 }
 
 /// How to open a model.
@@ -127,7 +128,8 @@ impl Engine {
     /// Things a user should know about this file.
     pub fn warnings(&self) -> Vec<String> {
         let unused = self.model.unused();
-        let unused = (!unused.is_empty()).then(|| format!("{} tensors are not used, `{}` first", unused.len(), unused[0]));
+        let unused = (!unused.is_empty())
+            .then(|| format!("{} tensors are not used, `{}` first", unused.len(), unused[0]));
         self.tokenizer.warnings().iter().cloned().chain(unused).collect()
     }
 
@@ -147,7 +149,8 @@ impl Engine {
                 heads: l.shape.heads,
                 head_dim: l.shape.head_dim[0],
                 window: l.shape.window,
-                bytes_per_token: l.sides.iter().map(|s| s.part_bytes(s.format, plan.page)).sum::<usize>() as f64
+                bytes_per_token: l.sides.iter().map(|s| s.part_bytes(s.format, plan.page)).sum::<usize>()
+                    as f64
                     / plan.page as f64,
             })
             .collect())

@@ -107,7 +107,8 @@ impl<'a> StopFilter<'a> {
     /// Text that can be shown, and whether a stop string followed it.
     fn push(&mut self, piece: &str) -> (String, bool) {
         self.held.push_str(piece);
-        if let Some(at) = self.stops.iter().filter(|s| !s.is_empty()).filter_map(|s| self.held.find(s)).min() {
+        if let Some(at) = self.stops.iter().filter(|s| !s.is_empty()).filter_map(|s| self.held.find(s)).min()
+        {
             self.held.truncate(at);
             return (std::mem::take(&mut self.held), true);
         }

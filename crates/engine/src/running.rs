@@ -21,7 +21,12 @@ pub(crate) trait Loaded: Send + Sync {
 pub(crate) trait Running: Send {
     fn plan(&self) -> &Plan;
     fn forward(&mut self, batch: &[(usize, &[u32])]) -> Result<(), Error>;
-    fn prefill(&mut self, sequence: usize, tokens: &[u32], progress: &mut dyn FnMut(usize) -> bool) -> Result<(), Error>;
+    fn prefill(
+        &mut self,
+        sequence: usize,
+        tokens: &[u32],
+        progress: &mut dyn FnMut(usize) -> bool,
+    ) -> Result<(), Error>;
     fn logits(&mut self, rows: &[usize], out: &mut Vec<f32>);
     /// Tokens a sequence may grow to.
     fn context(&self) -> usize;
@@ -73,7 +78,12 @@ impl<B: Backend> Running for Context<B> {
     fn forward(&mut self, batch: &[(usize, &[u32])]) -> Result<(), Error> {
         self.forward(batch)
     }
-    fn prefill(&mut self, sequence: usize, tokens: &[u32], progress: &mut dyn FnMut(usize) -> bool) -> Result<(), Error> {
+    fn prefill(
+        &mut self,
+        sequence: usize,
+        tokens: &[u32],
+        progress: &mut dyn FnMut(usize) -> bool,
+    ) -> Result<(), Error> {
         self.prefill(sequence, tokens, progress)
     }
     fn logits(&mut self, rows: &[usize], out: &mut Vec<f32>) {

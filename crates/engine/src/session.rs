@@ -71,7 +71,11 @@ impl Session {
 
     /// [`Session::append`] that reports the tokens done after each chunk and stops where `progress` says
     /// `false`. Returns the tokens done.
-    pub fn append_with(&mut self, tokens: &[u32], progress: &mut dyn FnMut(usize) -> bool) -> Result<usize, Error> {
+    pub fn append_with(
+        &mut self,
+        tokens: &[u32],
+        progress: &mut dyn FnMut(usize) -> bool,
+    ) -> Result<usize, Error> {
         let mut last_chunk = 0;
         let (mut done, batch) = (0, self.running.batch());
         let result = self.running.prefill(0, tokens, &mut |n| {
@@ -89,7 +93,11 @@ impl Session {
 
     /// Adds tokens, and calls `row(i, logits)` with the logits after every token i. Stops where it says
     /// `false`, with the tokens of that batch in place.
-    pub fn append_each(&mut self, tokens: &[u32], row: &mut dyn FnMut(usize, &[f32]) -> bool) -> Result<(), Error> {
+    pub fn append_each(
+        &mut self,
+        tokens: &[u32],
+        row: &mut dyn FnMut(usize, &[f32]) -> bool,
+    ) -> Result<(), Error> {
         let mut done = 0;
         for chunk in tokens.chunks(self.running.batch()) {
             self.running.forward(&[(0, chunk)])?;

@@ -90,7 +90,8 @@ pub fn build(shape: &Shape, format: &FormatOps) -> Result<Gguf, Error> {
     }
     let ones: Vec<u8> = (0..width).flat_map(|_| 1.0f32.to_le_bytes()).collect();
     let f32 = TensorType::named("f32").expect("listed");
-    let norms = (0..shape.layers).flat_map(|l| ["attn_norm", "ffn_norm"].map(|n| format!("blk.{l}.{n}.weight")));
+    let norms =
+        (0..shape.layers).flat_map(|l| ["attn_norm", "ffn_norm"].map(|n| format!("blk.{l}.{n}.weight")));
     for name in norms.chain(["output_norm.weight".to_string()]) {
         writer.tensor(name, &[width as u64], f32, ones.clone())?;
     }

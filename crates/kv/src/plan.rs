@@ -109,7 +109,8 @@ impl Plan {
                 if rotated && rotate::Head::new(head_dim).is_none() {
                     return Err(PolicyError::NoRotation { head_dim, format: format.name.into() });
                 }
-                let exact = by_name(if format.name == "f32" { "f32" } else { "f16" }).expect("both are listed");
+                let exact =
+                    by_name(if format.name == "f32" { "f32" } else { "f16" }).expect("both are listed");
                 Ok(SidePlan { heads: shape.heads, head_dim, format, exact, rotated })
             };
             plans.push(LayerPlan { shape: *shape, window_class, sides: [side(Side::K)?, side(Side::V)?] });
@@ -205,7 +206,9 @@ mod tests {
 
     #[test]
     fn awkward_head_sizes_are_never_padded() {
-        for (head_dim, format, bits) in [(48, "turbo3", 3.0 + 16.0 / 48.0), (80, "q8_0", 8.5), (112, "q4_0", 4.5)] {
+        for (head_dim, format, bits) in
+            [(48, "turbo3", 3.0 + 16.0 / 48.0), (80, "q8_0", 8.5), (112, "q4_0", 4.5)]
+        {
             let layer = KvLayer { heads: 1, head_dim: [head_dim; 2], window: None };
             let plan = Plan::new(&Policy::uniform(format, format), &[layer]).unwrap();
             let side = &plan.layers[0].sides[0];

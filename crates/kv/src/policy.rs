@@ -70,7 +70,9 @@ pub enum PolicyError {
     NoSuchLayer { at: String, layer: i64, layers: usize },
     #[error("KV head size {0} is not a multiple of 16, which every KV format needs")]
     HeadSize(usize),
-    #[error("no rotation exists for head size {head_dim}, which `{format}` needs; use an unrotated format such as q8_0")]
+    #[error(
+        "no rotation exists for head size {head_dim}, which `{format}` needs; use an unrotated format such as q8_0"
+    )]
     NoRotation { head_dim: usize, format: String },
     #[error("KV cache policy: {0}")]
     Toml(#[from] toml::de::Error),
@@ -150,10 +152,11 @@ fn select(at: &str, layers: usize) -> Result<Vec<usize>, PolicyError> {
     let ordinal = |text: &str| -> Result<usize, PolicyError> {
         let layer: i64 = text.trim().parse().map_err(|_| bad(text))?;
         let from_start = if layer < 0 { layer.saturating_add(layers as i64) } else { layer };
-        usize::try_from(from_start)
-            .ok()
-            .filter(|&l| l < layers)
-            .ok_or(PolicyError::NoSuchLayer { at: at.into(), layer, layers })
+        usize::try_from(from_start).ok().filter(|&l| l < layers).ok_or(PolicyError::NoSuchLayer {
+            at: at.into(),
+            layer,
+            layers,
+        })
     };
     let mut selected = Vec::new();
     for item in at.split(',') {

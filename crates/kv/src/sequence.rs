@@ -129,8 +129,15 @@ impl Sequence {
     pub fn read_bytes(&self, plan: &Plan) -> usize {
         (plan.layers.iter())
             .map(|layer| {
-                let sealed: usize = self.spans(layer.window_class).iter()
-                    .flat_map(|span| layer.sides.iter().map(|s| s.part_bytes(s.page_format(plan.is_sink(span.start)), span.len)))
+                let sealed: usize = self
+                    .spans(layer.window_class)
+                    .iter()
+                    .flat_map(|span| {
+                        layer
+                            .sides
+                            .iter()
+                            .map(|s| s.part_bytes(s.page_format(plan.is_sink(span.start)), span.len))
+                    })
                     .sum();
                 let tail: usize = layer.sides.iter().map(|s| s.tail_token_bytes()).sum();
                 sealed + tail * self.tail_len()

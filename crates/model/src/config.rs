@@ -136,7 +136,11 @@ impl Keys<'_> {
         if values.len() < layers {
             return Err(self.bad(name, format!("an array of {}", values.len()), format!("{layers} entries")));
         }
-        values[..layers].iter().map(|&n| self.in_range(name, n as usize, max)).collect::<Result<_, _>>().map(Some)
+        values[..layers]
+            .iter()
+            .map(|&n| self.in_range(name, n as usize, max))
+            .collect::<Result<_, _>>()
+            .map(Some)
     }
 }
 
@@ -164,7 +168,8 @@ impl Config {
         let heads = keys
             .per_layer("attention.head_count", layers, HEADS_MAX)?
             .ok_or(Error::MissingKey { key: keys.key("attention.head_count") })?;
-        let kv_heads = keys.per_layer("attention.head_count_kv", layers, HEADS_MAX)?.unwrap_or_else(|| heads.clone());
+        let kv_heads =
+            keys.per_layer("attention.head_count_kv", layers, HEADS_MAX)?.unwrap_or_else(|| heads.clone());
         for (h, k) in heads.iter().zip(&kv_heads) {
             if h % k != 0 {
                 return Err(keys.bad("attention.head_count_kv", k, format!("a divisor of the {h} heads")));
@@ -196,9 +201,10 @@ impl Config {
         ropes.extend(window_rope.transpose()?);
 
         let temperature = match keys.float("attention.temperature_scale")? {
-            Some(scale) if scale != 0.0 => {
-                Some(Temperature { scale, every: keys.count("rope.scaling.original_context_length", usize::MAX)? })
-            }
+            Some(scale) if scale != 0.0 => Some(Temperature {
+                scale,
+                every: keys.count("rope.scaling.original_context_length", usize::MAX)?,
+            }),
             _ => None,
         };
         let vocabulary = match keys.size("vocab_size")? {
@@ -266,7 +272,8 @@ fn expert_config(keys: &Keys) -> Result<Option<ExpertConfig>, Error> {
 
 /// The sliding window of each layer.
 fn windows(keys: &Keys, arch: &Arch, layers: usize) -> Result<Vec<Option<usize>>, Error> {
-    let (Some(default_period), Some(window)) = (arch.window_period, keys.size("attention.sliding_window")?) else {
+    let (Some(default_period), Some(window)) = (arch.window_period, keys.size("attention.sliding_window")?)
+    else {
         return Ok(vec![None; layers]);
     };
     let window = keys.in_range("attention.sliding_window", window, usize::MAX)?;
@@ -275,7 +282,11 @@ fn windows(keys: &Keys, arch: &Arch, layers: usize) -> Result<Vec<Option<usize>>
         Some(torque_gguf::Value::Array(_)) => {
             let pattern = keys.metadata.bools(&keys.key(name))?.unwrap_or_default().to_vec();
             if pattern.len() < layers {
-                return Err(keys.bad(name, format!("an array of {}", pattern.len()), format!("{layers} entries")));
+                return Err(keys.bad(
+                    name,
+                    format!("an array of {}", pattern.len()),
+                    format!("{layers} entries"),
+                ));
             }
             pattern
         }
@@ -305,9 +316,9 @@ fn rope_config(keys: &Keys, arch: &'static Arch, head_dim: usize) -> Result<Rope
         Some("linear") => Scaling::Linear { factor: factor()? },
         Some("yarn") => Scaling::Yarn {
             factor: factor()?,
-            original: original.filter(|n| *n > 0).ok_or(Error::MissingKey {
-                key: keys.key("rope.scaling.original_context_length"),
-            })?,
+            original: original
+                .filter(|n| *n > 0)
+                .ok_or(Error::MissingKey { key: keys.key("rope.scaling.original_context_length") })?,
             beta_fast: keys.positive("rope.scaling.yarn_beta_fast")?.unwrap_or(32.0),
             beta_slow: keys.positive("rope.scaling.yarn_beta_slow")?.unwrap_or(1.0),
             grows: keys.float("rope.scaling.yarn_log_multiplier")?.unwrap_or(0.0) == 0.0,

@@ -38,7 +38,8 @@ impl<B: Backend> Context<B> {
     /// Empty sequences.
     pub fn new(backend: Arc<B>, model: Arc<Model<B>>, options: ContextOptions) -> Result<Context<B>, Error> {
         let plan = Plan::new(&options.policy, &model.config.kv_layers())?;
-        let ropes = model.config.ropes.iter().map(|r| r.frequencies(&model.factors, options.context)).collect();
+        let ropes =
+            model.config.ropes.iter().map(|r| r.frequencies(&model.factors, options.context)).collect();
         Ok(Context {
             ropes,
             store: backend.store(&plan, options.sequences, options.batch),
@@ -92,7 +93,12 @@ impl<B: Backend> Context<B> {
     pub fn forward(&mut self, batch: &[(usize, &[u32])]) -> Result<(), Error> {
         let vocabulary = self.model.config.vocabulary;
         let tokens: Vec<u32> = batch.iter().flat_map(|(_, tokens)| tokens.iter().copied()).collect();
-        assert!(tokens.len() <= self.options.batch, "{} tokens in a batch of {}", tokens.len(), self.options.batch);
+        assert!(
+            tokens.len() <= self.options.batch,
+            "{} tokens in a batch of {}",
+            tokens.len(),
+            self.options.batch
+        );
         if let Some(&token) = tokens.iter().find(|&&t| t as usize >= vocabulary) {
             return Err(Error::Token { token, vocabulary });
         }

@@ -115,7 +115,13 @@ pub(crate) fn forward<B: Backend>(
 }
 
 /// Logits of some rows of the last [`forward`]: at most [`LOGIT_ROWS`].
-pub(crate) fn logits<B: Backend>(backend: &B, model: &Model<B>, a: &mut Activations<B>, rows: &[usize], out: &mut [f32]) {
+pub(crate) fn logits<B: Backend>(
+    backend: &B,
+    model: &Model<B>,
+    a: &mut Activations<B>,
+    rows: &[usize],
+    out: &mut [f32],
+) {
     let config = &model.config;
     backend.reshape(&mut a.y, rows.len(), config.embedding);
     backend.take_rows(&a.x, rows, &mut a.y);
@@ -149,7 +155,13 @@ fn normalised<'a, B: Backend>(
     h
 }
 
-fn add_sublayer<B: Backend>(backend: &B, model: &Model<B>, norm: Option<&B::Vector>, y: &mut B::Tensor, x: &mut B::Tensor) {
+fn add_sublayer<B: Backend>(
+    backend: &B,
+    model: &Model<B>,
+    norm: Option<&B::Vector>,
+    y: &mut B::Tensor,
+    x: &mut B::Tensor,
+) {
     if let Some(norm) = norm {
         backend.rms_norm_inplace(norm, model.config.eps, y);
     }

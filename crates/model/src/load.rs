@@ -64,11 +64,13 @@ impl<B: Backend> Model<B> {
     /// Brings the tensors of a file to the backend.
     pub fn load(gguf: &Gguf, backend: &B) -> Result<Model<B>, Error> {
         let config = Config::from_metadata(gguf.metadata())?;
-        let loader = Loader { gguf, backend, config: &config, used: RefCell::default(), active: Default::default() };
+        let loader =
+            Loader { gguf, backend, config: &config, used: RefCell::default(), active: Default::default() };
         let width = config.embedding;
         let embedding = loader.matrix("token_embd.weight", config.vocabulary, width)?;
         let has_output = gguf.tensor("output.weight").is_some();
-        let output = has_output.then(|| loader.matrix("output.weight", config.vocabulary, width)).transpose()?;
+        let output =
+            has_output.then(|| loader.matrix("output.weight", config.vocabulary, width)).transpose()?;
         if has_output {
             let table = gguf.tensor("token_embd.weight").expect("just loaded");
             loader.active.set(loader.active.get() - table.data.len() as f64);
@@ -85,7 +87,17 @@ impl<B: Backend> Model<B> {
         let unused = loader.unused()?;
         let active_bytes = loader.active.get() as usize;
         let parameters = gguf.tensors().iter().map(|t| t.shape.iter().product::<u64>()).sum();
-        Ok(Model { unused, active_bytes, parameters, embedding, layers, output_norm, output, factors, config })
+        Ok(Model {
+            unused,
+            active_bytes,
+            parameters,
+            embedding,
+            layers,
+            output_norm,
+            output,
+            factors,
+            config,
+        })
     }
 }
 
@@ -127,7 +139,9 @@ impl<B: Backend> Loader<'_, B> {
     fn checked(&self, name: &str, expected: &[usize]) -> Result<(&Tensor, &'static FormatOps), Error> {
         let tensor = self.tensor(name)?;
         let expected: Vec<u64> = expected.iter().map(|&n| n as u64).collect();
-        let trim = |shape: &[u64]| shape.iter().rposition(|&n| n != 1).map_or(Vec::new(), |last| shape[..=last].to_vec());
+        let trim = |shape: &[u64]| {
+            shape.iter().rposition(|&n| n != 1).map_or(Vec::new(), |last| shape[..=last].to_vec())
+        };
         if trim(&tensor.shape) != trim(&expected) {
             return Err(Error::Shape { tensor: name.into(), found: tensor.shape.clone(), expected });
         }
@@ -139,7 +153,12 @@ impl<B: Backend> Loader<'_, B> {
         // A tensor without dimensions is one value.
         let columns = tensor.shape.first().map_or(1, |&n| n as usize);
         if !format.fits(columns) {
-            return Err(Error::Block { tensor: name.into(), kind: kind.into(), columns, block: format.block });
+            return Err(Error::Block {
+                tensor: name.into(),
+                kind: kind.into(),
+                columns,
+                block: format.block,
+            });
         }
         Ok((tensor, format))
     }
@@ -225,7 +244,11 @@ impl<B: Backend> Loader<'_, B> {
         Ok(Layer {
             attention_norm: self.required_if(norms.before(), &name("attn_norm.weight"), width)?,
             attention: self.attention(&name, layer)?,
-            attention_post_norm: self.required_if(norms.after(), &name("post_attention_norm.weight"), width)?,
+            attention_post_norm: self.required_if(
+                norms.after(),
+                &name("post_attention_norm.weight"),
+                width,
+            )?,
             ffn_norm: self.required_if(norms.before(), &name("ffn_norm.weight"), width)?,
             ffn: match self.config.experts {
                 Some(experts) if self.has(&name("ffn_gate_inp.weight")) => self.routed(&name, &experts)?,
@@ -235,7 +258,11 @@ impl<B: Backend> Loader<'_, B> {
         })
     }
 
-    fn attention(&self, name: &dyn Fn(&str) -> String, layer: &LayerConfig) -> Result<AttentionWeights<B>, Error> {
+    fn attention(
+        &self,
+        name: &dyn Fn(&str) -> String,
+        layer: &LayerConfig,
+    ) -> Result<AttentionWeights<B>, Error> {
         let width = self.config.embedding;
         let [k_dim, v_dim] = layer.kv.head_dim;
         let (q_rows, k_rows, v_rows) = (layer.heads * k_dim, layer.kv.heads * k_dim, layer.kv.heads * v_dim);
@@ -263,7 +290,9 @@ impl<B: Backend> Loader<'_, B> {
         let (gate, up) = if self.has(&name("ffn_gate.weight")) {
             (self.linear(&name("ffn_gate"), inner, width)?, self.linear(&name("ffn_up"), inner, width)?)
         } else {
-            let half = |skip| self.linear_slice(&name("ffn_up"), Slice { skip, rows: inner, total: 2 * inner }, width);
+            let half = |skip| {
+                self.linear_slice(&name("ffn_up"), Slice { skip, rows: inner, total: 2 * inner }, width)
+            };
             (half(0)?, half(inner)?)
         };
         Ok(FeedForward::Dense { gate, up, down: self.linear(&name("ffn_down"), width, inner)? })
@@ -299,7 +328,10 @@ impl<B: Backend> Loader<'_, B> {
         let mut unused = Vec::new();
         for tensor in self.gguf.tensors().iter().filter(|t| !used.contains(&t.name)) {
             // Blocks past the last layer predict further tokens; plain inference skips them.
-            let block = tensor.name.strip_prefix("blk.").and_then(|rest| rest.split('.').next()?.parse::<usize>().ok());
+            let block = tensor
+                .name
+                .strip_prefix("blk.")
+                .and_then(|rest| rest.split('.').next()?.parse::<usize>().ok());
             if block.is_some_and(|block| block < layers) {
                 return Err(Error::Unused { tensor: tensor.name.clone(), arch: self.config.arch.name });
             }

@@ -97,11 +97,7 @@ fn every_instruction_set_agrees_with_the_reference() {
                 let gate = if rounds(&backend, name) { ROUNDED_GATE } else { REFERENCE_GATE };
                 let logits = run(backend, &gguf, &Policy::uniform("f32", "f32"), &reference.tokens, chunk);
                 let difference = max_difference(&logits, &reference.logits);
-                assert!(
-                    difference < gate,
-                    "{name} on {}, chunks of {chunk}: {difference:.1e}",
-                    level.name()
-                );
+                assert!(difference < gate, "{name} on {}, chunks of {chunk}: {difference:.1e}", level.name());
             }
         }
     }

@@ -213,7 +213,8 @@ mod tests {
         #[allow(clippy::type_complexity)]
         fn all<I: Isa>(isa: I) -> Vec<Vec<u32>> {
             let x: Vec<f32> = range(-30.0, 30.0).step_by(97).collect();
-            let functions: [fn(I, I::F) -> I::F; 5] = [exp, tanh, sigmoid, silu, gelu];
+            type Function<I> = fn(I, <I as Isa>::F) -> <I as Isa>::F;
+            let functions: [Function<I>; 5] = [exp, tanh, sigmoid, silu, gelu];
             let apply = |f: fn(I, I::F) -> I::F| {
                 let mut y = x.clone();
                 map(isa, &mut y, |x| f(isa, x));

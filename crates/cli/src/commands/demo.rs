@@ -9,7 +9,6 @@ use anyhow::Result;
 use std::io::Write;
 use std::process::ExitCode;
 use std::time::Instant;
-use torque_engine::quant::by_name;
 use torque_engine::sampler::{Sampler, SamplerParams};
 use torque_engine::tokenizer::Encode;
 use torque_engine::{
@@ -82,10 +81,9 @@ pub fn run() -> Result<ExitCode> {
     for (k, v) in PAIRS {
         let plan = engine.plan(&Policy::uniform(k, v))?;
         let bytes = plan.bytes_per_token();
-        let bits = [k, v].map(|name| by_name(name).map_or(0.0, |format| format.bits()));
         table.row([
             report::pair(k, v),
-            format!("{:.2}", (bits[0] + bits[1]) / 2.0),
+            format!("{:.2}", 16.0 * bytes / f16),
             thousands(bytes.round() as u64),
             format!("{:.1}×", f16 / bytes),
             report::fits(&plan),
