@@ -131,8 +131,8 @@ impl Isa for Neon {
         });
         max_lane(v: F) -> f32 = vmaxvq_f32(vmaxq_f32(vmaxq_f32(v[0], v[2]), vmaxq_f32(v[1], v[3])));
 
-        load_n(x: &[u8; 64]) -> N = from_fn(|i| vreinterpretq_u32_u8(vld1q_u8(x.as_ptr().add(16 * i))));
-        dot4(sum: N, u: N, s: N) -> N = from_fn(|i| {
+        load_n(x: &[u8; 64]) -> N = each!(i => vreinterpretq_u32_u8(vld1q_u8(x.as_ptr().add(16 * i))));
+        dot4(sum: N, u: N, s: N) -> N = each!(i => {
             // Bytes 0 and 2 of each lane, then 1 and 3, widened to 16 bits so that nothing saturates.
             let (u, s) = (vreinterpretq_u16_u32(u[i]), vreinterpretq_s16_u32(s[i]));
             let even = vmulq_s16_pairs(vandq_u16(u, vdupq_n_u16(255)), vshrq_n_s16::<8>(vshlq_n_s16::<8>(s)));
