@@ -8,7 +8,7 @@
 //! A part is `tokens * head_dim` values one after the other in ordinary blocks, which may straddle two
 //! tokens, or for [`Rotation::Head`] formats in blocks of one rotation group. `head_dim` is a multiple of 16.
 
-use crate::dot::{decoded, sum_all, vectors};
+use crate::dot::{decoded, vectors};
 use crate::gemm::{Matrix, outer_products};
 use crate::{Format, Rotation, rotate};
 use torque_simd::{Isa, LANES};
@@ -130,19 +130,19 @@ pub fn scores<F: Format, I: Isa>(
         isa.run(
             #[inline(always)]
             || match const { vectors::<I>() } {
-                1 => with_block!(part, scores_of::<F, I, 16, 1>(isa, part, q, out)),
-                _ if left == 1 => with_block!(part, scores_of::<F, I, 16, 1>(isa, part, q, out)),
-                4 => with_block!(part, scores_of::<F, I, 4, 4>(isa, part, q, out)),
-                _ if left <= 4 => with_block!(part, scores_of::<F, I, 4, 4>(isa, part, q, out)),
-                _ => with_block!(part, scores_of::<F, I, 2, 8>(isa, part, q, out)),
+                1 => with_block!(part, scores_of::<F, I, 1>(isa, part, q, out)),
+                _ if left == 1 => with_block!(part, scores_of::<F, I, 1>(isa, part, q, out)),
+                4 => with_block!(part, scores_of::<F, I, 4>(isa, part, q, out)),
+                _ if left <= 4 => with_block!(part, scores_of::<F, I, 4>(isa, part, q, out)),
+                _ => with_block!(part, scores_of::<F, I, 8>(isa, part, q, out)),
             },
         );
     }
 }
 
-/// The first Q queries, or all there are, T tokens at a time.
+/// The first Q queries, or all there are. Lanes are added up for sixteen tokens at a time.
 #[inline(always)]
-fn scores_of<F: Format, I: Isa, const T: usize, const Q: usize, const B: usize>(
+fn scores_of<F: Format, I: Isa, const Q: usize, const B: usize>(
     isa: I,
     part: Part<'_>,
     q: &[f32],
@@ -151,6 +151,7 @@ fn scores_of<F: Format, I: Isa, const T: usize, const Q: usize, const B: usize>(
     let head_dim = part.width * LANES;
     let queries = Q.min(q.len() / head_dim);
     let mut packed = [[[0.0; LANES]; Q]; DEPTH];
+    let mut sums = [[isa.splat(0.0); LANES]; Q];
     for d in (0..part.width).step_by(DEPTH) {
         let depth = DEPTH.min(part.width - d);
         for (i, packed) in packed[..depth].iter_mut().enumerate() {
@@ -158,16 +159,20 @@ fn scores_of<F: Format, I: Isa, const T: usize, const Q: usize, const B: usize>(
                 packed[query].copy_from_slice(&q[query * head_dim + (d + i) * LANES..][..LANES]);
             }
         }
-        for t in (0..part.tokens).step_by(T) {
-            let mut sums = [[isa.splat(0.0); Q]; T];
-            for i in 0..T.min(part.tokens - t) {
-                sums[i] = token_products::<F, I, Q, B>(isa, part, t + i, d, &packed[..depth]);
+        for t in (0..part.tokens).step_by(LANES) {
+            let count = LANES.min(part.tokens - t);
+            for i in 0..count {
+                let products = token_products::<F, I, Q, B>(isa, part, t + i, d, &packed[..depth]);
+                for query in 0..Q {
+                    sums[query][i] = products[query];
+                }
             }
-            let sums = sum_all(isa, sums);
-            for (i, sums) in sums.into_iter().enumerate().take(part.tokens - t) {
-                for (query, sum) in sums.into_iter().enumerate().take(queries) {
-                    let out = &mut out[query * part.tokens + t + i];
-                    *out = if d == 0 { sum } else { *out + sum };
+            for query in 0..queries {
+                let mut scores = [0.0; LANES];
+                isa.store(isa.reduce16(sums[query]), &mut scores);
+                let out = &mut out[query * part.tokens + t..][..count];
+                for (out, score) in out.iter_mut().zip(scores) {
+                    *out = if d == 0 { score } else { *out + score };
                 }
             }
         }

@@ -185,12 +185,12 @@ fn products<F: Format, I: Isa, const R: usize, const T: usize>(
     if blocks == 0 {
         return sums;
     }
+    let mut affines = [Affines::none(isa); R];
     for b in 0..blocks {
         let mut block = [&rows[0][..F::BYTES]; R];
-        let mut affines = [Affines::none(isa); R];
         for r in 0..R {
             block[r] = &rows[r][b * F::BYTES..][..F::BYTES];
-            affines[r] = Affines::new::<F, I>(isa, block[r]);
+            affines[r].read::<F, I>(isa, block[r]);
         }
         let mut xs = [&x[0][..chunks]; T];
         for t in 0..T {
@@ -240,22 +240,23 @@ pub(crate) struct Affines<V> {
 
 impl<V: Copy> Affines<V> {
     #[inline(always)]
-    fn none(isa: impl Isa<F = V>) -> Self {
+    pub fn none(isa: impl Isa<F = V>) -> Self {
         Affines { few: [(isa.splat(0.0), isa.splat(0.0)); 2], scales: [0.0; 16], shifts: [0.0; 16] }
     }
 
     #[inline(always)]
-    pub fn new<F: Format, I: Isa<F = V>>(isa: I, block: &[u8]) -> Self {
-        let mut affines = Affines::none(isa);
+    pub fn read<F: Format, I: Isa<F = V>>(&mut self, isa: I, block: &[u8]) {
         if const { F::BLOCK / F::GROUP <= 2 } {
             for g in 0..F::BLOCK / F::GROUP {
                 let (scale, shift) = F::affine(isa, block, g * (F::GROUP / LANES));
-                affines.few[g] = (isa.splat(scale), isa.splat(shift));
+                self.few[g] = (isa.splat(scale), isa.splat(shift));
             }
         } else {
-            F::affines(isa, block, &mut affines.scales, &mut affines.shifts);
+            F::affines(isa, block, &mut self.scales, &mut self.shifts);
+            // Scales that are seen to be in memory are broadcast by the load that reads them. Otherwise
+            // they are taken from a vector by two shuffles each, and shuffles are scarce.
+            std::hint::black_box((&mut self.scales, &mut self.shifts));
         }
-        affines
     }
 
     /// Chunk i of the block, decoded.

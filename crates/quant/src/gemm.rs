@@ -294,8 +294,9 @@ fn outer_tile<I: Isa, const M: usize, const N: usize>(
 fn decode<F: Format, I: Isa>(isa: I, row: &[u8], out: &mut [f32]) {
     let (chunks, tail) = out.as_chunks_mut::<16>();
     let (blocks, rest) = row.split_at(chunks.len() * LANES / F::BLOCK * F::BYTES);
+    let mut affines = Affines::none(isa);
     for (block, out) in blocks.chunks_exact(F::BYTES).zip(chunks.chunks_exact_mut(F::BLOCK / LANES)) {
-        let affines = Affines::new::<F, I>(isa, block);
+        affines.read::<F, I>(isa, block);
         let out = &mut out[..const { F::BLOCK / LANES }];
         for_each_chunk!(F, i => isa.store(affines.values::<F, I>(isa, block, i), &mut out[i]));
     }

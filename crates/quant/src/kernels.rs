@@ -57,9 +57,12 @@ impl Kernels {
                     |_, _, _, _, _, _| panic!("{} holds no weights", F::NAME)
                 }
             },
-            matmul8: |rows, cols, x, panels, out| {
-                assert!(F::WHOLE && F::WEIGHTS, "{} has no weights in whole numbers", F::NAME);
-                int8::matmul8::<F, I>(isa(), rows, cols, x, panels, out)
+            matmul8: const {
+                if F::WHOLE && F::WEIGHTS {
+                    |rows, cols, x, panels, out| int8::matmul8::<F, I>(isa(), rows, cols, x, panels, out)
+                } else {
+                    |_, _, _, _, _| panic!("{} has no weights in whole numbers", F::NAME)
+                }
             },
             round: |out, x, cols| out.round(isa::<I>(), x, cols),
             prefers_int8: I::INT8 && F::WHOLE && F::WEIGHTS,

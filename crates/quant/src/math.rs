@@ -210,6 +210,7 @@ mod tests {
 
     #[test]
     fn every_instruction_set_gives_the_same_bits() {
+        #[allow(clippy::type_complexity)]
         fn all<I: Isa>(isa: I) -> Vec<Vec<u32>> {
             let x: Vec<f32> = range(-30.0, 30.0).step_by(97).collect();
             type Function<I> = fn(I, <I as Isa>::F) -> <I as Isa>::F;

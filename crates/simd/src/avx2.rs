@@ -1,6 +1,7 @@
 //! AVX2: a vector is two registers.
 
-use crate::Isa;
+use crate::{Isa, low_bits_table};
+use std::arch::asm;
 use std::arch::x86_64::*;
 
 /// AVX2 with FMA and F16C: Intel since Haswell, AMD since Zen.
@@ -75,7 +76,13 @@ impl Isa for Avx2 {
             _mm256_storeu_ps(out.as_mut_ptr(), v[0]);
             _mm256_storeu_ps(out.as_mut_ptr().add(8), v[1]);
         };
-        f16(bits: u16) -> f32 = _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(bits))));
+        f16(bits: u16) -> f32 = {
+            // The compiler would insert the number into a register that holds something else, and every
+            // scale would wait for it.
+            let half: __m128i;
+            asm!("vmovd {}, {:e}", lateout(xmm_reg) half, in(reg) u32::from(bits), options(pure, nomem, nostack));
+            _mm_cvtss_f32(_mm_cvtph_ps(half))
+        };
         load_f16(x: &[u8; 32]) -> F = [
             _mm256_cvtph_ps(_mm_loadu_si128(x.as_ptr().cast())),
             _mm256_cvtph_ps(_mm_loadu_si128(x.as_ptr().add(16).cast())),
@@ -216,6 +223,22 @@ impl Isa for Avx2 {
     fn shl<const K: i32>(self, v: N) -> N {
         // SAFETY: as above.
         unsafe { [_mm256_slli_epi32::<K>(v[0]), _mm256_slli_epi32::<K>(v[1])] }
+    }
+    #[inline(always)]
+    fn low_bits<const BITS: u32, const OFFSET: i32>(self, v: N) -> F {
+        if BITS <= 3 {
+            // One instruction instead of three: the lookup looks at three bits, and the table repeats.
+            return self.lookup8(self.load(&const { low_bits_table(BITS, OFFSET) }), v);
+        }
+        let code = self.and(v, self.splat_n((1 << BITS) - 1));
+        self.to_f32(if OFFSET == 0 { code } else { self.add_n(code, self.splat_n(OFFSET)) })
+    }
+    #[inline(always)]
+    fn lookup8(self, table: F, index: N) -> F {
+        // SAFETY: `self` is only made by `new`, which found every feature.
+        unsafe {
+            [_mm256_permutevar8x32_ps(table[0], index[0]), _mm256_permutevar8x32_ps(table[0], index[1])]
+        }
     }
     #[inline(always)]
     fn gather<const L: usize>(self, table: &[f32; L], index: N) -> F {

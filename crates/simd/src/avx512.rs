@@ -1,6 +1,7 @@
 //! AVX-512: a vector is one register.
 
-use crate::Isa;
+use crate::{Isa, low_bits_table};
+use std::arch::asm;
 use std::arch::x86_64::*;
 
 /// AVX-512 with the F, BW, DQ, VL and VNNI extensions: Intel since Cascade Lake, AMD since Zen 4.
@@ -62,7 +63,13 @@ impl Isa for Avx512 {
         splat(x: f32) -> __m512 = _mm512_set1_ps(x);
         load(x: &[f32; 16]) -> __m512 = _mm512_loadu_ps(x.as_ptr());
         store(v: __m512, out: &mut [f32; 16]) -> () = _mm512_storeu_ps(out.as_mut_ptr(), v);
-        f16(bits: u16) -> f32 = _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(bits))));
+        f16(bits: u16) -> f32 = {
+            // The compiler would insert the number into a register that holds something else, and every
+            // scale would wait for it.
+            let half: __m128i;
+            asm!("vmovd {}, {:e}", lateout(xmm_reg) half, in(reg) u32::from(bits), options(pure, nomem, nostack));
+            _mm_cvtss_f32(_mm_cvtph_ps(half))
+        };
         load_f16(x: &[u8; 32]) -> __m512 = _mm512_cvtph_ps(_mm256_loadu_si256(x.as_ptr().cast()));
         store_f16(v: __m512, out: &mut [u8; 32]) -> () = _mm256_storeu_si256(
             out.as_mut_ptr().cast(),
@@ -155,6 +162,28 @@ impl Isa for Avx512 {
     fn shl<const K: i32>(self, v: __m512i) -> __m512i {
         // SAFETY: as above.
         unsafe { _mm512_sll_epi32(v, _mm_cvtsi32_si128(K)) }
+    }
+    #[inline(always)]
+    fn low_bits<const BITS: u32, const OFFSET: i32>(self, v: __m512i) -> __m512 {
+        // One instruction instead of three: the lookup looks at four bits, and the table repeats.
+        self.lookup(self.load(&const { low_bits_table(BITS, OFFSET) }), v)
+    }
+    #[inline(always)]
+    fn add_where(self, bits: u16, v: __m512, x: __m512) -> __m512 {
+        // SAFETY: `self` is only made by `new`, which found every feature.
+        unsafe { _mm512_mask_add_ps(v, bits, v, x) }
+    }
+    #[inline(always)]
+    fn lookup8_split(self, table: __m512, low: __m512i, high: u16) -> __m512 {
+        // SAFETY: as above.
+        unsafe {
+            // Tables that repeat after four lanes, so that `low` may have more than two bits.
+            let fours = _mm512_setr_epi32(0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3);
+            let first = _mm512_permutexvar_ps(fours, table);
+            let second = _mm512_permutexvar_ps(_mm512_or_si512(fours, _mm512_set1_epi32(4)), table);
+            let v = _mm512_permutexvar_ps(low, first);
+            _mm512_mask_permutexvar_ps(v, high, low, second)
+        }
     }
     #[inline(always)]
     fn gather<const L: usize>(self, table: &[f32; L], index: __m512i) -> __m512 {

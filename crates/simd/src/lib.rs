@@ -44,6 +44,18 @@ pub use scalar::Scalar;
 /// Lanes of a vector, on every instruction set.
 pub const LANES: usize = 16;
 
+/// The lanes of [`Isa::low_bits`], as a table.
+#[cfg(target_arch = "x86_64")]
+const fn low_bits_table(bits: u32, offset: i32) -> [f32; 16] {
+    let mut table = [0.0; 16];
+    let mut i = 0;
+    while i < 16 {
+        table[i] = ((i as i32 & ((1 << bits) - 1)) + offset) as f32;
+        i += 1;
+    }
+    table
+}
+
 /// An instruction set, held as a value.
 pub trait Isa: Copy + Send + Sync + 'static {
     /// The name used by the command line and in benchmark records.
@@ -143,8 +155,31 @@ pub trait Isa: Copy + Send + Sync + 'static {
     fn dot4(self, sum: Self::N, u: Self::N, s: Self::N) -> Self::N;
     /// The low byte of each lane.
     fn narrow(self, v: Self::N) -> [u8; 16];
+    /// The low `BITS` bits of each lane, at most four, plus `OFFSET`, as floats.
+    #[inline(always)]
+    fn low_bits<const BITS: u32, const OFFSET: i32>(self, v: Self::N) -> Self::F {
+        let code = self.and(v, self.splat_n((1 << BITS) - 1));
+        self.to_f32(if OFFSET == 0 { code } else { self.add_n(code, self.splat_n(OFFSET)) })
+    }
+    /// `v + x` in the lanes i whose bit i is set, v in the others, where −0 may become 0.
+    #[inline(always)]
+    fn add_where(self, bits: u16, v: Self::F, x: Self::F) -> Self::F {
+        let ones = self.and(self.spread1(bits), self.splat_n(1));
+        self.fma(self.to_f32(ones), x, v)
+    }
     /// Lane i is `table[index[i] & 15]`.
     fn lookup(self, table: Self::F, index: Self::N) -> Self::F;
+    /// Lane i is `table[index[i] & 7]`; the table repeats after eight lanes.
+    #[inline(always)]
+    fn lookup8(self, table: Self::F, index: Self::N) -> Self::F {
+        self.lookup(table, index)
+    }
+    /// The same for an index in two parts: the low two bits of `low[i]`, and bit i of `high`.
+    #[inline(always)]
+    fn lookup8_split(self, table: Self::F, low: Self::N, high: u16) -> Self::F {
+        let low = self.and(low, self.splat_n(3));
+        self.lookup8(table, self.or(low, self.shl::<2>(self.spread1(high))))
+    }
     /// Lane i is `table[index[i] % L]`, `L` a power of two.
     fn gather<const L: usize>(self, table: &[f32; L], index: Self::N) -> Self::F;
 

@@ -141,6 +141,19 @@ fn agrees_with_scalar<I: Isa>(isa: I) {
         let ties = [-2.5, -1.5, -0.5, 0.5, 1.5, 2.5, 3.5, 0.0, -0.0, 7.49, 7.51, 1e6, -1e6, 0.1, -0.1, 4.5];
         check("round ties", lanes(isa, isa.round(isa.load(&ties))), bits(Scalar.round(ties)));
         check("lookup", unload(isa.lookup(isa.load(&table), vm)), Scalar.lookup(table, m));
+        check("low_bits", unload(isa.low_bits::<4, -8>(vm)), Scalar.low_bits::<4, -8>(m));
+        check("low_bits", unload(isa.low_bits::<4, 0>(vm)), m.map(|m| (m & 15) as f32));
+        check("low_bits", unload(isa.low_bits::<3, -4>(vm)), m.map(|m| ((m & 7) - 4) as f32));
+        check("low_bits", unload(isa.low_bits::<2, 0>(vm)), m.map(|m| (m & 3) as f32));
+        let (base, sixteen) = (isa.load(&nonzero), isa.splat(16.0));
+        check("add_where", unload(isa.add_where(x as u16, base, sixteen)), {
+            std::array::from_fn(|i| if x >> i & 1 == 1 { nonzero[i] + 16.0 } else { nonzero[i] })
+        });
+        let eight: [f32; 16] = std::array::from_fn(|i| table[i % 8]);
+        check("lookup8", unload(isa.lookup8(isa.load(&eight), vm)), m.map(|m| table[(m & 7) as usize]));
+        check("lookup8_split", unload(isa.lookup8_split(isa.load(&eight), vm, x as u16)), {
+            std::array::from_fn(|i| eight[(m[i] & 3) as usize + 4 * (x >> i & 1) as usize])
+        });
         let long: [f32; 512] = std::array::from_fn(|i| i as f32);
         check("gather", unload(isa.gather(&long, vm)), Scalar.gather(&long, m));
         isa.prefetch(&byte, 1 << 20);

@@ -9,7 +9,7 @@
 //! ```
 
 use super::fit::{EPSILON, nearest};
-use super::{extreme, f16_at, field, inverse, pack_nibbles, read_f16, unpack_nibble, word, write_f16};
+use super::{extreme, f16_at, inverse, pack_nibbles, read_f16, shifted, unpack_nibble, word, write_f16};
 use crate::format::Format;
 use torque_simd::{Isa, Scalar};
 
@@ -106,7 +106,7 @@ impl Format for Iq4Nl {
 
     #[inline(always)]
     fn codes<I: Isa>(isa: I, block: &[u8], i: usize) -> I::F {
-        isa.lookup(isa.load(&LEVELS), field(isa, block, 2, 4 * i, 15))
+        isa.lookup(isa.load(&LEVELS), shifted(isa, block, 2, 4 * i))
     }
 }
 
@@ -165,6 +165,6 @@ impl Format for Iq4Xs {
 
     #[inline(always)]
     fn codes<I: Isa>(isa: I, block: &[u8], i: usize) -> I::F {
-        isa.lookup(isa.load(&LEVELS), field(isa, block, 8 + i / 2 * 16, i % 2 * 4, 15))
+        isa.lookup(isa.load(&LEVELS), shifted(isa, block, 8 + i / 2 * 16, i % 2 * 4))
     }
 }

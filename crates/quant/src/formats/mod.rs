@@ -60,10 +60,16 @@ fn word(block: &[u8], offset: usize) -> u32 {
     u32::from_le_bytes(*block[offset..].first_chunk().expect("a block is as long as its format says"))
 }
 
-/// Lane l is byte l of the sixteen at `offset`, shifted right by `shift` bits and cut to the bits of `mask`.
+/// Lane l is byte l of the sixteen at `offset`, shifted right by `shift` bits; higher bits are left in place.
+#[inline(always)]
+fn shifted<I: Isa>(isa: I, block: &[u8], offset: usize, shift: usize) -> I::N {
+    isa.shr_by(isa.widen_u8(bytes16(block, offset)), shift as u32)
+}
+
+/// The same, cut to the bits of `mask`.
 #[inline(always)]
 fn field<I: Isa>(isa: I, block: &[u8], offset: usize, shift: usize, mask: i32) -> I::N {
-    isa.and(isa.shr_by(isa.widen_u8(bytes16(block, offset)), shift as u32), isa.splat_n(mask))
+    isa.and(shifted(isa, block, offset, shift), isa.splat_n(mask))
 }
 
 /// The value of largest magnitude, sign and all: the first of equals, and zero if there is none.

@@ -8,7 +8,7 @@
 //! Codes are 0, ½, 1, 1½, 2, 3, 4, 6 and, from 8 on, their negatives. Here they are doubled, so that they
 //! are integers, and the scale halved.
 
-use super::{field, pack_nibbles, unpack_nibble};
+use super::{pack_nibbles, shifted, unpack_nibble};
 use crate::format::Format;
 use torque_simd::Isa;
 
@@ -56,7 +56,7 @@ impl Format for Mxfp4 {
 
     #[inline(always)]
     fn codes<I: Isa>(isa: I, block: &[u8], i: usize) -> I::F {
-        isa.lookup(isa.load(&DOUBLED), field(isa, block, 1, 4 * i, 15))
+        isa.lookup(isa.load(&DOUBLED), shifted(isa, block, 1, 4 * i))
     }
 }
 

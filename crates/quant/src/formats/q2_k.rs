@@ -7,7 +7,7 @@
 //! ```
 
 use super::fit::{Affine, AffineSearch, fit_affine, nearest};
-use super::{f16_at, field, write_f16};
+use super::{f16_at, field, shifted, write_f16};
 use crate::format::Format;
 use torque_simd::{Isa, Scalar};
 
@@ -27,10 +27,10 @@ pub(super) fn unpack_pair(qs: &[u8], i: usize) -> u8 {
     qs[i / 128 * 32 + i % 32] >> (i % 128 / 32 * 2) & 3
 }
 
-/// Codes `16 i .. 16 i + 16` of 256 packed at `offset`.
+/// Codes `16 i .. 16 i + 16` of 256 packed at `offset`; bits above the second are left in place.
 #[inline(always)]
 pub(super) fn pairs<I: Isa>(isa: I, block: &[u8], offset: usize, i: usize) -> I::N {
-    field(isa, block, offset + i / 8 * 32 + i % 2 * 16, i % 8 / 2 * 2, 3)
+    shifted(isa, block, offset + i / 8 * 32 + i % 2 * 16, i % 8 / 2 * 2)
 }
 
 impl Format for Q2K {
@@ -86,6 +86,6 @@ impl Format for Q2K {
 
     #[inline(always)]
     fn codes<I: Isa>(isa: I, block: &[u8], i: usize) -> I::F {
-        isa.to_f32(pairs(isa, block, 16, i))
+        isa.low_bits::<2, 0>(pairs(isa, block, 16, i))
     }
 }

@@ -10,7 +10,7 @@
 
 use super::fit::{fit_symmetric_by_descent, nearest};
 use super::q2_k::{pack_pairs, pairs, unpack_pair};
-use super::{f16_at, field, word, write_f16};
+use super::{bytes16, f16_at, word, write_f16};
 use crate::format::Format;
 use torque_simd::{Isa, Scalar};
 
@@ -81,8 +81,14 @@ impl Format for Q3K {
 
     #[inline(always)]
     fn codes<I: Isa>(isa: I, block: &[u8], i: usize) -> I::F {
-        let low = pairs(isa, block, 32, i);
-        let high = isa.shl::<2>(field(isa, block, i % 2 * 16, i / 2, 1));
-        isa.to_f32(isa.add_n(isa.or(low, high), isa.splat_n(-4)))
+        let low = isa.and(pairs(isa, block, 32, i), isa.splat_n(3));
+        // Bit i / 2 becomes bit 2.
+        let high = isa.widen_u8(bytes16(block, i % 2 * 16));
+        let high = if i < 4 {
+            isa.shl::<2>(isa.shr_by(high, i as u32 / 2))
+        } else {
+            isa.shr_by(high, i as u32 / 2 - 2)
+        };
+        isa.low_bits::<3, -4>(isa.or(low, isa.and(high, isa.splat_n(4))))
     }
 }

@@ -6,7 +6,7 @@
 //! qs[j]: value j in the low nibble, value j + 16 in the high one
 //! ```
 
-use super::{extreme, f16_at, field, inverse, pack_nibbles, read_f16, span, unpack_nibble, write_f16};
+use super::{extreme, f16_at, inverse, pack_nibbles, read_f16, shifted, span, unpack_nibble, write_f16};
 use crate::format::Format;
 use torque_simd::Isa;
 
@@ -47,7 +47,7 @@ impl Format for Q4_0 {
 
     #[inline(always)]
     fn codes<I: Isa>(isa: I, block: &[u8], i: usize) -> I::F {
-        isa.to_f32(isa.add_n(field(isa, block, 2, 4 * i, 15), isa.splat_n(-8)))
+        isa.low_bits::<4, -8>(shifted(isa, block, 2, 4 * i))
     }
 }
 
@@ -83,6 +83,6 @@ impl Format for Q4_1 {
 
     #[inline(always)]
     fn codes<I: Isa>(isa: I, block: &[u8], i: usize) -> I::F {
-        isa.to_f32(field(isa, block, 4, 4 * i, 15))
+        isa.low_bits::<4, 0>(shifted(isa, block, 4, 4 * i))
     }
 }

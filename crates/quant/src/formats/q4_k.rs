@@ -11,7 +11,7 @@
 //! ```
 
 use super::fit::{Affine, AffineSearch, fit_affine, nearest};
-use super::{f16_at, field, read_f16, word, write_f16};
+use super::{f16_at, field, read_f16, shifted, word, write_f16};
 use crate::format::Format;
 use torque_simd::Isa;
 
@@ -106,10 +106,10 @@ fn unpack(qs: &[u8], i: usize) -> u8 {
     qs[i / 64 * 32 + i % 32] >> (i % 64 / 32 * 4) & 15
 }
 
-/// Codes `16 i .. 16 i + 16` of what [`pack`] wrote at `offset`.
+/// Codes `16 i .. 16 i + 16` of what [`pack`] wrote at `offset`; bits above the fourth are left in place.
 #[inline(always)]
 fn nibbles<I: Isa>(isa: I, block: &[u8], offset: usize, i: usize) -> I::N {
-    field(isa, block, offset + i / 4 * 32 + i % 2 * 16, i / 2 % 2 * 4, 15)
+    shifted(isa, block, offset + i / 4 * 32 + i % 2 * 16, i / 2 % 2 * 4)
 }
 
 impl Format for Q4K {
@@ -145,7 +145,7 @@ impl Format for Q4K {
 
     #[inline(always)]
     fn codes<I: Isa>(isa: I, block: &[u8], i: usize) -> I::F {
-        isa.to_f32(nibbles(isa, block, 16, i))
+        isa.low_bits::<4, 0>(nibbles(isa, block, 16, i))
     }
 }
 
@@ -187,6 +187,6 @@ impl Format for Q5K {
     #[inline(always)]
     fn codes<I: Isa>(isa: I, block: &[u8], i: usize) -> I::F {
         let fifth = isa.shl::<4>(field(isa, block, 16 + i % 2 * 16, i / 2, 1));
-        isa.to_f32(isa.or(nibbles(isa, block, 48, i), fifth))
+        isa.to_f32(isa.or(isa.and(nibbles(isa, block, 48, i), isa.splat_n(15)), fifth))
     }
 }

@@ -7,7 +7,7 @@
 //! qh: the fifth bit of value i at bit i
 //! ```
 
-use super::{extreme, f16_at, field, inverse, pack_nibbles, read_f16, span, unpack_nibble, write_f16};
+use super::{extreme, f16_at, inverse, pack_nibbles, read_f16, shifted, span, unpack_nibble, write_f16};
 use crate::format::Format;
 use torque_simd::Isa;
 
@@ -29,13 +29,12 @@ fn unpack(packed: &[u8], i: usize) -> u8 {
     unpack_nibble(&packed[4..20], i) | (packed[i / 8] >> (i % 8) & 1) << 4
 }
 
-/// Codes `16 i .. 16 i + 16` of what [`pack`] wrote at `offset`.
+/// Codes `16 i .. 16 i + 16` of what [`pack`] wrote at `offset`, plus `OFFSET`.
 #[inline(always)]
-fn codes<I: Isa>(isa: I, block: &[u8], offset: usize, i: usize) -> I::N {
-    let low = field(isa, block, offset + 4, 4 * i, 15);
+fn codes<I: Isa, const OFFSET: i32>(isa: I, block: &[u8], offset: usize, i: usize) -> I::F {
+    let low = isa.low_bits::<4, OFFSET>(shifted(isa, block, offset + 4, 4 * i));
     let at = offset + 2 * i;
-    let fifth = isa.spread1(u16::from_le_bytes([block[at], block[at + 1]]));
-    isa.or(low, isa.shl::<4>(isa.and(fifth, isa.splat_n(1))))
+    isa.add_where(u16::from_le_bytes([block[at], block[at + 1]]), low, isa.splat(16.0))
 }
 
 impl Format for Q5_0 {
@@ -69,7 +68,7 @@ impl Format for Q5_0 {
 
     #[inline(always)]
     fn codes<I: Isa>(isa: I, block: &[u8], i: usize) -> I::F {
-        isa.to_f32(isa.add_n(codes(isa, block, 2, i), isa.splat_n(-16)))
+        codes::<I, -16>(isa, block, 2, i)
     }
 }
 
@@ -105,6 +104,6 @@ impl Format for Q5_1 {
 
     #[inline(always)]
     fn codes<I: Isa>(isa: I, block: &[u8], i: usize) -> I::F {
-        isa.to_f32(codes(isa, block, 4, i))
+        codes::<I, 0>(isa, block, 4, i)
     }
 }

@@ -79,7 +79,7 @@ impl Format for Q6K {
     fn codes<I: Isa>(isa: I, block: &[u8], i: usize) -> I::F {
         let (byte, shift) = low_bits(16 * i);
         let low = field(isa, block, byte, shift, 15);
-        let code = isa.or(low, isa.shl::<4>(pairs(isa, block, 128, i)));
+        let code = isa.or(low, isa.shl::<4>(isa.and(pairs(isa, block, 128, i), isa.splat_n(3))));
         isa.to_f32(isa.add_n(code, isa.splat_n(-32)))
     }
 }

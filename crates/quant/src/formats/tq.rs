@@ -122,10 +122,10 @@ impl Format for Tq3_1s {
     #[inline(always)]
     fn codes<I: Isa>(isa: I, block: &[u8], i: usize) -> I::F {
         const LEVELS: [f32; 16] = TQ3.lanes();
-        let [a, b, c, d, e, f]: [u8; 6] = *block[4 + 6 * i..].first_chunk().expect("sixteen values");
-        let (low, high) = (u32::from_le_bytes([a, b, c, 0]), u32::from_le_bytes([d, e, f, 0]));
-        // The table repeats after eight entries, so the neighbours' bits do no harm.
-        isa.lookup(isa.load(&LEVELS), isa.spread8::<3>(low, high))
+        // Six bytes are read as part of eight that lie in the block.
+        let eight =
+            u64::from_le_bytes(*block[4 + 4 * i..].first_chunk().expect("sixteen values")) >> (16 * i);
+        isa.lookup8(isa.load(&LEVELS), isa.spread8::<3>(eight as u32, (eight >> 24) as u32))
     }
 }
 

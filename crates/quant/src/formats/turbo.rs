@@ -147,7 +147,7 @@ impl Format for Turbo2 {
     fn codes<I: Isa>(isa: I, block: &[u8], i: usize) -> I::F {
         const LEVELS: [f32; 16] = TURBO2.lanes();
         // The table repeats every four entries, so the neighbour's bits do no harm.
-        isa.lookup(isa.load(&LEVELS), spread2(isa, block, i))
+        isa.lookup8(isa.load(&LEVELS), spread2(isa, block, i))
     }
 }
 
@@ -201,10 +201,8 @@ impl Format for Turbo3 {
     fn codes<I: Isa>(isa: I, block: &[u8], i: usize) -> I::F {
         const LEVELS: [f32; 16] = TURBO3.lanes();
         let at = 2 + values(block, 3) / 4 + 2 * i;
-        let high = isa.spread1(u16::from_le_bytes([block[at], block[at + 1]]));
-        let low = isa.and(spread2(isa, block, i), isa.splat_n(3));
-        // The table repeats after eight entries, so the neighbour's bits do no harm.
-        isa.lookup(isa.load(&LEVELS), isa.or(low, isa.shl::<2>(high)))
+        let high = u16::from_le_bytes([block[at], block[at + 1]]);
+        isa.lookup8_split(isa.load(&LEVELS), spread2(isa, block, i), high)
     }
 }
 

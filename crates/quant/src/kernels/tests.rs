@@ -190,3 +190,78 @@ fn no_tokens_and_no_queries_are_fine() {
         }
     }
 }
+
+/// Nanoseconds of the fastest of many runs.
+fn fastest(mut run: impl FnMut()) -> f64 {
+    let time = |run: &mut dyn FnMut()| {
+        let start = std::time::Instant::now();
+        run();
+        start.elapsed().as_secs_f64() * 1e9
+    };
+    (0..300).map(|_| time(&mut run)).fold(f64::MAX, f64::min)
+}
+
+/// As many multiply-adds as a product of `chunks` chunks has, and nothing else.
+fn plain_sum<I: Isa>(isa: I, x: &[[f32; 16]], times: usize) -> f32 {
+    isa.run(
+        #[inline(always)]
+        || {
+            let mut sums = [isa.splat(0.0); 4];
+            for _ in 0..times {
+                for four in x.as_chunks::<4>().0 {
+                    for i in 0..4 {
+                        let x = isa.load(&four[i]);
+                        sums[i] = isa.fma(x, x, sums[i]);
+                    }
+                }
+            }
+            isa.sum(isa.add(isa.add(sums[0], sums[1]), isa.add(sums[2], sums[3])))
+        },
+    )
+}
+
+/// Where a closure or an array function is not inlined, its vectors go through memory and its instructions
+/// are calls: forty times slower. A kernel decodes and adds up lanes too, hence the factor.
+#[test]
+#[cfg_attr(debug_assertions, ignore = "nothing is inlined in a debug build")]
+fn kernels_are_inlined() {
+    let (rows, cols, tokens) = (32, 1024, 8);
+    for level in Level::all_available().into_iter().filter(|level| *level != Level::Scalar) {
+        let x = noise(1, tokens * cols);
+        let plain = dispatch!(level, |isa| fastest(|| {
+            std::hint::black_box(plain_sum(isa, x[..cols].as_chunks().0, rows * tokens));
+        }));
+        for name in ["f32", "f16", "q8_0", "q4_0", "q6_k", "turbo3"] {
+            let format = crate::by_name(name).unwrap();
+            let kernels = (format.kernels)(level);
+            let mut times = Vec::new();
+            if format.weights {
+                let (bytes, _) = encoded_rows(format, 2, rows, cols);
+                let (mut panel, mut out) = (vec![0.0; gemm::panel_len(rows, cols)], vec![0.0; tokens * rows]);
+                times.push(("matvec", fastest(|| (kernels.matvec)(&bytes, cols, &x, tokens, &mut out))));
+                times.push((
+                    "matmul",
+                    fastest(|| (kernels.matmul)(&bytes, cols, &x, tokens, &mut panel, &mut out)),
+                ));
+            }
+            if format.kv {
+                // The same number of products: eight queries, 256 tokens of 128 values.
+                let (part, _) = encoded_part(format, 3, 256, 128);
+                let (mut scores, mut out) = (vec![0.0; tokens * 256], vec![0.0; tokens * 128]);
+                times.push((
+                    "scores",
+                    fastest(|| (kernels.scores)(&part, 256, 128, &x[..tokens * 128], &mut scores)),
+                ));
+                times.push((
+                    "accumulate",
+                    fastest(|| (kernels.accumulate)(&part, 256, 128, &scores, &mut out)),
+                ));
+            }
+            for (kernel, time) in times {
+                let factor = time / plain;
+                println!("{name} {kernel} {level:?}: {factor:.1}");
+                assert!(factor < 8.0, "{name} {kernel} {level:?} takes {factor:.1} times its multiply-adds");
+            }
+        }
+    }
+}
