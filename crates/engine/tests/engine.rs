@@ -145,7 +145,7 @@ fn demo() -> (Engine, Vec<u32>) {
 #[test]
 fn greedy_text_is_the_same_on_every_backend() {
     let request = Request { max_tokens: Some(16), ignore_eos: true, ..Request::default() };
-    for file in ["demo/demo.gguf", "zoo/llama-hd64.gguf", "zoo/gemma3.gguf", "zoo/llama-q-Q4_K_M.gguf"] {
+    for file in ["demo/demo.gguf", "zoo/llama-hd64.gguf", "zoo/gemma3.gguf", "zoo/llama-q-TQ4_1S.gguf"] {
         let texts = [BackendKind::Cpu, BackendKind::Scalar].map(|backend| {
             let engine = open(file, backend);
             let prompt =
