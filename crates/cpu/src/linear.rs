@@ -45,14 +45,10 @@ impl Matrix {
         let (rows, columns) = (self.data.rows, self.data.columns);
         assert_eq!((x.len(), out.len()), (tokens * columns, tokens * rows), "shapes of x and out");
         let x = self.in_domain(x);
-        if self.kernels.prefers_int8 && tokens > REGISTER_TOKENS {
+        if self.kernels.prefers_int8 {
             return self.product_int8(pool, &x, out);
         }
-        let piece = match tokens <= REGISTER_TOKENS {
-            true => (PIECE / columns).clamp(4, 256).next_multiple_of(4),
-            false => PANEL_ROWS,
-        };
-        pool.for_columns(out, rows, piece, |first, mut columns_out| {
+        pool.for_columns(out, rows, self.piece(tokens), |first, mut columns_out| {
             let count = columns_out.width();
             let row_bytes = self.data.format.row_bytes(columns);
             let weights = &self.data.bytes[first * row_bytes..][..count * row_bytes];
@@ -80,18 +76,34 @@ impl Matrix {
         let row_bytes = self.data.format.row_bytes(columns);
         let mut rounded = ROUNDED.take();
         (self.kernels.round)(&mut rounded, x, columns);
-        pool.for_columns(out, rows, PANEL_ROWS, |first, mut columns_out| {
+        let tokens = rounded.tokens();
+        pool.for_columns(out, rows, self.piece(tokens), |first, mut columns_out| {
             let count = columns_out.width();
             let weights = &self.data.bytes[first * row_bytes..][..count * row_bytes];
+            if tokens == 1 {
+                return (self.kernels.matvec8)(weights, columns, &rounded, columns_out.row(0));
+            }
             PANELS.with_borrow_mut(|(panels, results)| {
-                results.resize(rounded.tokens() * count, 0.0);
-                (self.kernels.matmul8)(weights, columns, &rounded, panels, results);
+                results.resize(tokens * count, 0.0);
+                if tokens <= REGISTER_TOKENS {
+                    (self.kernels.matvec8)(weights, columns, &rounded, results);
+                } else {
+                    (self.kernels.matmul8)(weights, columns, &rounded, panels, results);
+                }
                 for (t, row) in results.chunks_exact(count).enumerate() {
                     columns_out.row(t).copy_from_slice(row);
                 }
             });
         });
         ROUNDED.set(rounded);
+    }
+
+    /// Rows in a piece of work.
+    fn piece(&self, tokens: usize) -> usize {
+        match tokens <= REGISTER_TOKENS {
+            true => (PIECE / self.data.columns).clamp(4, 256).next_multiple_of(4),
+            false => PANEL_ROWS,
+        }
     }
 
     /// Activations in the domain of the codes: rotated in blocks of 32 for formats that rotate weights.

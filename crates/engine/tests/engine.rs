@@ -362,7 +362,7 @@ fn every_weight_format_runs_the_same_on_every_backend() {
         });
         let scale = scalar.iter().fold(0.0f32, |max, x| max.max(x.abs()));
         let difference = max_difference(&scalar, &cpu);
-        // Prompts go through activations rounded to 8 bits where that is fast.
+        // Products go through activations rounded to 8 bits where that is fast.
         let bound = if format.is_float() { 1e-4 } else { 0.1 };
         assert!(scale > 0.1 && difference < bound * scale, "{}: {difference:e} of {scale}", format.name);
     }

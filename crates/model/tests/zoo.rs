@@ -19,8 +19,8 @@ fn cpu() -> Cpu {
 const REFERENCE_GATE: f32 = 2e-4;
 /// The same tokens in other chunks.
 const CHUNK_GATE: f32 = 1e-4;
-/// Activations rounded to 8 bits inside products, as the CPU backend does for prompts of quantised models
-/// where whole-number products are instructions.
+/// Activations rounded to 8 bits inside products, as the CPU backend does for quantised models where
+/// whole-number products are instructions.
 const ROUNDED_GATE: f32 = 1.0;
 
 /// Whether a backend may round activations for this model.

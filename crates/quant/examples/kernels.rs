@@ -7,6 +7,7 @@
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 use torque_quant::gemm::{self, Matrix};
+use torque_quant::int8::Activations8;
 use torque_quant::{FORMATS, FloatKernels, FormatOps};
 use torque_simd::Level;
 
@@ -64,6 +65,24 @@ fn weights(format: &FormatOps, level: Level) {
         let seconds = best(|| (kernels.matvec)(black_box(&bytes), cols, &x, tokens, black_box(&mut out)));
         print!(" | {tokens}: {:5.1} GB/s", bytes.len() as f64 / seconds / 1e9);
     }
+    if kernels.prefers_int8 {
+        for tokens in [1, 4] {
+            let (mut x, mut out) = (Activations8::default(), vec![0.0; rows * tokens]);
+            (kernels.round)(&mut x, &vec![1.0; cols * tokens], cols);
+            let seconds = best(|| (kernels.matvec8)(black_box(&bytes), cols, &x, black_box(&mut out)));
+            print!(" | whole {tokens}: {:5.1}", bytes.len() as f64 / seconds / 1e9);
+        }
+    }
+    // From memory.
+    let many = bytes.repeat((256 << 20) / bytes.len());
+    let (x, mut out) = (vec![1.0; cols], vec![0.0; many.len() / bytes.len() * rows]);
+    let mut x8 = Activations8::default();
+    (kernels.round)(&mut x8, &x, cols);
+    let seconds = best(|| match kernels.prefers_int8 {
+        true => (kernels.matvec8)(black_box(&many), cols, &x8, black_box(&mut out)),
+        false => (kernels.matvec)(black_box(&many), cols, &x, 1, black_box(&mut out)),
+    });
+    print!(" | memory 1: {:5.1}", many.len() as f64 / seconds / 1e9);
     let tokens = 128;
     let (x, mut out) = (vec![1.0; cols * tokens], vec![0.0; rows * tokens]);
     let mut panel = vec![0.0; gemm::panel_len(rows, cols)];

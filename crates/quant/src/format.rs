@@ -45,6 +45,8 @@ pub trait Format: Send + Sync + 'static {
     const SHIFTED: bool = false;
     /// Whether codes are whole numbers from −128 to 127.
     const WHOLE: bool = true;
+    /// What [`Format::bytes`] adds to a code so that none is negative.
+    const OFFSET: u8 = 128;
     /// What the decoded values mean.
     const ROTATION: Rotation = Rotation::None;
     /// May hold weights.
@@ -71,8 +73,42 @@ pub trait Format: Send + Sync + 'static {
             (scales[g], shifts[g]) = Self::affine(isa, block, g * Self::GROUP / 16);
         }
     }
+    /// [`Format::affine`] of sixteen consecutive groups, to the bit, in as many blocks as they take. Shifts
+    /// mean nothing unless [`Format::SHIFTED`].
+    #[inline(always)]
+    fn strip<I: Isa>(isa: I, blocks: &[u8]) -> (I::F, I::F) {
+        let (mut scales, mut shifts) = ([0.0; 16], [0.0; 16]);
+        let groups = Self::BLOCK / Self::GROUP;
+        if groups > 1 {
+            Self::affines(isa, &blocks[..Self::BYTES], &mut scales, &mut shifts);
+            let first = (isa.load(&scales), isa.load(&shifts));
+            if groups == 16 {
+                return first;
+            }
+            assert_eq!(groups, 8, "{}: sixteen groups are one block, two or sixteen", Self::NAME);
+            Self::affines(isa, &blocks[Self::BYTES..], &mut scales, &mut shifts);
+            return (isa.join(first.0, isa.load(&scales)), isa.join(first.1, isa.load(&shifts)));
+        }
+        for (g, block) in blocks.chunks_exact(Self::BYTES).enumerate() {
+            (scales[g], shifts[g]) = Self::affine(isa, block, 0);
+        }
+        (isa.load(&scales), isa.load(&shifts))
+    }
     /// Codes of values `16 i .. 16 i + 16` of the block.
     fn codes<I: Isa>(isa: I, block: &[u8], i: usize) -> I::F;
+    /// Codes of values `64 i .. 64 i + 64` of the blocks as bytes, plus [`Format::OFFSET`]: of two blocks of
+    /// 32, or one of more. For [`Format::WHOLE`] formats.
+    #[inline(always)]
+    fn bytes<I: Isa>(isa: I, blocks: &[u8], i: usize) -> I::N {
+        let mut bytes = [0; 64];
+        for (j, bytes) in bytes.as_chunks_mut().0.iter_mut().enumerate() {
+            let at = 4 * i + j;
+            let chunks = Self::BLOCK / 16;
+            let codes = isa.round(Self::codes(isa, &blocks[at / chunks * Self::BYTES..], at % chunks));
+            *bytes = isa.narrow(isa.add_n(codes, isa.splat_n(i32::from(Self::OFFSET))));
+        }
+        isa.load_n(&bytes)
+    }
 }
 
 /// A [`Format`] as a value.

@@ -15,6 +15,8 @@ pub struct Kernels {
     pub matmul: fn(&[u8], usize, &[f32], usize, &mut [f32], &mut [f32]),
     /// [`int8::matmul8`]: `(rows, cols, x, panels, out)`.
     pub matmul8: fn(&[u8], usize, &Activations8, &mut Vec<Panel8>, &mut [f32]),
+    /// [`int8::matvec8`]: `(rows, cols, x, out)`.
+    pub matvec8: fn(&[u8], usize, &Activations8, &mut [f32]),
     /// [`Activations8::round`]: `(out, x, cols)`.
     pub round: fn(&mut Activations8, &[f32], usize),
     /// Whether products in whole numbers are faster here than those of floats.
@@ -62,6 +64,13 @@ impl Kernels {
                     |rows, cols, x, panels, out| int8::matmul8::<F, I>(isa(), rows, cols, x, panels, out)
                 } else {
                     |_, _, _, _, _| panic!("{} has no weights in whole numbers", F::NAME)
+                }
+            },
+            matvec8: const {
+                if F::WHOLE && F::WEIGHTS {
+                    |rows, cols, x, out| int8::matvec8::<F, I>(isa(), rows, cols, x, out)
+                } else {
+                    |_, _, _, _| panic!("{} has no weights in whole numbers", F::NAME)
                 }
             },
             round: |out, x, cols| out.round(isa::<I>(), x, cols),

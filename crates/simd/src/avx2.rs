@@ -64,6 +64,46 @@ impl Isa for Avx2 {
             }
             out
         };
+        load_halves(a: &[u8; 32], b: &[u8; 32]) -> N =
+            [_mm256_loadu_si256(a.as_ptr().cast()), _mm256_loadu_si256(b.as_ptr().cast())];
+        load_twice(a: &[u8; 16], b: &[u8; 16]) -> N = [
+            _mm256_broadcastsi128_si256(_mm_loadu_si128(a.as_ptr().cast())),
+            _mm256_broadcastsi128_si256(_mm_loadu_si128(b.as_ptr().cast())),
+        ];
+        every_u16(x: &[u8], stride: usize) -> N = {
+            let words = sixteen_words(x, stride);
+            [
+                _mm256_cvtepu16_epi32(_mm256_castsi256_si128(words)),
+                _mm256_cvtepu16_epi32(_mm256_extracti128_si256::<1>(words)),
+            ]
+        };
+        every_f16(x: &[u8], stride: usize) -> F = {
+            let words = sixteen_words(x, stride);
+            [
+                _mm256_cvtph_ps(_mm256_castsi256_si128(words)),
+                _mm256_cvtph_ps(_mm256_extracti128_si256::<1>(words)),
+            ]
+        };
+        shr_each(v: N, bits: [i32; 16]) -> N = [
+            _mm256_srlv_epi32(v[0], _mm256_loadu_si256(bits.as_ptr().cast())),
+            _mm256_srlv_epi32(v[1], _mm256_loadu_si256(bits.as_ptr().add(8).cast())),
+        ];
+        lookup_bytes(table: &[u8; 16], index: N) -> N = {
+            let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast()));
+            [_mm256_shuffle_epi8(table, index[0]), _mm256_shuffle_epi8(table, index[1])]
+        };
+        add_bytes_where(bits: u64, v: N, x: u8) -> N = {
+            let mut out = v;
+            for i in 0..2 {
+                // Every bit's byte of the word, then the bit alone.
+                let which = _mm256_setr_epi64x(0, 0x0101_0101_0101_0101, 0x0202_0202_0202_0202, 0x0303_0303_0303_0303);
+                let bit = _mm256_set1_epi64x(0x8040_2010_0804_0201u64 as i64);
+                let bytes = _mm256_shuffle_epi8(_mm256_set1_epi32((bits >> (32 * i)) as i32), which);
+                let set = _mm256_cmpeq_epi8(_mm256_and_si256(bytes, bit), bit);
+                out[i] = _mm256_add_epi8(v[i], _mm256_and_si256(set, _mm256_set1_epi8(x as i8)));
+            }
+            out
+        };
         narrow(v: N) -> [u8; 16] = {
             let mut lanes = [0i32; 16];
             _mm256_storeu_si256(lanes.as_mut_ptr().cast(), v[0]);
@@ -202,6 +242,10 @@ impl Isa for Avx2 {
     }
 
     #[inline(always)]
+    fn join(self, a: F, b: F) -> F {
+        [a[0], b[0]]
+    }
+    #[inline(always)]
     fn spread8<const BITS: usize>(self, low: u32, high: u32) -> N {
         const { assert!(BITS <= 4) };
         let b = BITS as i32;
@@ -256,5 +300,33 @@ impl Isa for Avx2 {
     fn prefetch(self, bytes: &[u8], offset: usize) {
         // SAFETY: a prefetch of any address is allowed.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(bytes.as_ptr().wrapping_add(offset).cast()) }
+    }
+}
+
+/// Words `stride` bytes apart.
+#[inline(always)]
+pub(crate) unsafe fn sixteen_words(x: &[u8], stride: usize) -> __m256i {
+    let x = &x[..15 * stride + 2];
+    let word = |i: usize| i16::from_le_bytes([x[i * stride], x[i * stride + 1]]);
+    // SAFETY: the caller holds the value of an instruction set that has AVX.
+    unsafe {
+        _mm256_setr_epi16(
+            word(0),
+            word(1),
+            word(2),
+            word(3),
+            word(4),
+            word(5),
+            word(6),
+            word(7),
+            word(8),
+            word(9),
+            word(10),
+            word(11),
+            word(12),
+            word(13),
+            word(14),
+            word(15),
+        )
     }
 }

@@ -1,5 +1,6 @@
 //! AVX-512: a vector is one register.
 
+use crate::avx2::sixteen_words;
 use crate::{Isa, low_bits_table};
 use std::arch::asm;
 use std::arch::x86_64::*;
@@ -55,6 +56,24 @@ impl Isa for Avx512 {
     methods! {
         load_n(x: &[u8; 64]) -> __m512i = _mm512_loadu_si512(x.as_ptr().cast());
         dot4(sum: __m512i, u: __m512i, s: __m512i) -> __m512i = _mm512_dpbusd_epi32(sum, u, s);
+        load_halves(a: &[u8; 32], b: &[u8; 32]) -> __m512i = _mm512_inserti64x4::<1>(
+            _mm512_castsi256_si512(_mm256_loadu_si256(a.as_ptr().cast())),
+            _mm256_loadu_si256(b.as_ptr().cast()),
+        );
+        load_twice(a: &[u8; 16], b: &[u8; 16]) -> __m512i = _mm512_mask_broadcast_i32x4(
+            _mm512_broadcast_i32x4(_mm_loadu_si128(a.as_ptr().cast())),
+            0xff00,
+            _mm_loadu_si128(b.as_ptr().cast()),
+        );
+        every_u16(x: &[u8], stride: usize) -> __m512i = _mm512_cvtepu16_epi32(sixteen_words(x, stride));
+        every_f16(x: &[u8], stride: usize) -> __m512 = _mm512_cvtph_ps(sixteen_words(x, stride));
+        shr_each(v: __m512i, bits: [i32; 16]) -> __m512i =
+            _mm512_srlv_epi32(v, _mm512_loadu_si512(bits.as_ptr().cast()));
+        lookup_bytes(table: &[u8; 16], index: __m512i) -> __m512i =
+            _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr().cast())), index);
+        add_bytes_where(bits: u64, v: __m512i, x: u8) -> __m512i =
+            _mm512_mask_add_epi8(v, bits, v, _mm512_set1_epi8(x as i8));
+        join(a: __m512, b: __m512) -> __m512 = _mm512_insertf32x8::<1>(a, _mm512_castps512_ps256(b));
         narrow(v: __m512i) -> [u8; 16] = {
             let mut out = [0; 16];
             _mm_storeu_si128(out.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(v));

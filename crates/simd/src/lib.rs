@@ -153,6 +153,22 @@ pub trait Isa: Copy + Send + Sync + 'static {
     /// `sum[i] + Σ_j u[4i + j]·s[4i + j]` over the four bytes of each lane, those of u unsigned, those of s
     /// signed.
     fn dot4(self, sum: Self::N, u: Self::N, s: Self::N) -> Self::N;
+    /// 32 bytes, then 32 others.
+    fn load_halves(self, a: &[u8; 32], b: &[u8; 32]) -> Self::N;
+    /// Sixteen bytes twice, then sixteen others twice.
+    fn load_twice(self, a: &[u8; 16], b: &[u8; 16]) -> Self::N;
+    /// Lane i is the little-endian word at `x[i * stride]`, zero-extended.
+    fn every_u16(self, x: &[u8], stride: usize) -> Self::N;
+    /// The same words as IEEE half-precision numbers.
+    fn every_f16(self, x: &[u8], stride: usize) -> Self::F;
+    /// Logical shift right of lane i by `bits[i]` bits, fewer than 32.
+    fn shr_each(self, v: Self::N, bits: [i32; 16]) -> Self::N;
+    /// Byte i is `table[index[i]]`. Every byte of the index is below sixteen.
+    fn lookup_bytes(self, table: &[u8; 16], index: Self::N) -> Self::N;
+    /// `v + x`, wrapping, in the bytes i whose bit i is set, v in the others.
+    fn add_bytes_where(self, bits: u64, v: Self::N, x: u8) -> Self::N;
+    /// The low eight lanes of a, then the low eight lanes of b.
+    fn join(self, a: Self::F, b: Self::F) -> Self::F;
     /// The low byte of each lane.
     fn narrow(self, v: Self::N) -> [u8; 16];
     /// The low `BITS` bits of each lane, at most four, plus `OFFSET`, as floats.

@@ -85,13 +85,7 @@ impl Isa for Neon {
             asm!("fcvt {0:s}, {0:h}", inlateout(vreg) f32::from_bits(u32::from(bits)) => single, options(pure, nomem, nostack));
             single
         };
-        load_f16(x: &[u8; 32]) -> F = each!(i => {
-            let half: uint16x4_t = vreinterpret_u16_u8(vld1_u8(x.as_ptr().add(8 * i)));
-            let single: float32x4_t;
-            // The intrinsic wants the unstable type `f16`.
-            asm!("fcvtl {0:v}.4s, {1:v}.4h", out(vreg) single, in(vreg) half, options(pure, nomem, nostack));
-            single
-        });
+        load_f16(x: &[u8; 32]) -> F = each!(i => widened(vreinterpret_u16_u8(vld1_u8(x.as_ptr().add(8 * i)))));
         store_f16(v: F, out: &mut [u8; 32]) -> () =
             for (i, single) in v.into_iter().enumerate() {
                 let half: uint16x4_t;
@@ -138,6 +132,31 @@ impl Isa for Neon {
             let even = vmulq_s16_pairs(vandq_u16(u, vdupq_n_u16(255)), vshrq_n_s16::<8>(vshlq_n_s16::<8>(s)));
             let odd = vmulq_s16_pairs(vshrq_n_u16::<8>(u), vshrq_n_s16::<8>(s));
             vaddq_u32(sum[i], vreinterpretq_u32_s32(vaddq_s32(even, odd)))
+        });
+        load_halves(a: &[u8; 32], b: &[u8; 32]) -> N = each!(i => {
+            vreinterpretq_u32_u8(vld1q_u8(if i < 2 { a } else { b }.as_ptr().add(16 * (i % 2))))
+        });
+        load_twice(a: &[u8; 16], b: &[u8; 16]) -> N =
+            each!(i => vreinterpretq_u32_u8(vld1q_u8(if i < 2 { a } else { b }.as_ptr())));
+        every_u16(x: &[u8], stride: usize) -> N = {
+            let words = sixteen_words(x, stride);
+            each!(i => vmovl_u16(vld1_u16(words.as_ptr().add(4 * i))))
+        };
+        every_f16(x: &[u8], stride: usize) -> F = {
+            let words = sixteen_words(x, stride);
+            each!(i => widened(vld1_u16(words.as_ptr().add(4 * i))))
+        };
+        shr_each(v: N, bits: [i32; 16]) -> N =
+            each!(i => vshlq_u32(v[i], vnegq_s32(vld1q_s32(bits.as_ptr().add(4 * i)))));
+        lookup_bytes(table: &[u8; 16], index: N) -> N = {
+            let table = vld1q_u8(table.as_ptr());
+            each!(i => vreinterpretq_u32_u8(vqtbl1q_u8(table, vreinterpretq_u8_u32(index[i]))))
+        };
+        add_bytes_where(bits: u64, v: N, x: u8) -> N = each!(i => {
+            let [low, high] = ((bits >> (16 * i)) as u16).to_le_bytes();
+            let bit = vreinterpretq_u8_u64(vdupq_n_u64(0x8040_2010_0804_0201));
+            let set = vtstq_u8(vcombine_u8(vdup_n_u8(low), vdup_n_u8(high)), bit);
+            vreinterpretq_u32_u8(vaddq_u8(vreinterpretq_u8_u32(v[i]), vandq_u8(set, vdupq_n_u8(x))))
         });
         narrow(v: N) -> [u8; 16] = {
             let mut out = [0; 16];
@@ -199,6 +218,10 @@ impl Isa for Neon {
     }
 
     #[inline(always)]
+    fn join(self, a: F, b: F) -> F {
+        [a[0], a[1], b[0], b[1]]
+    }
+    #[inline(always)]
     fn spread8<const BITS: usize>(self, low: u32, high: u32) -> N {
         const { assert!(BITS <= 4) };
         each!(i => {
@@ -246,4 +269,22 @@ unsafe fn vmulq_s16_pairs(u: uint16x8_t, s: int16x8_t) -> int32x4_t {
         let u = vreinterpretq_s16_u16(u);
         vpaddq_s32(vmull_s16(vget_low_s16(u), vget_low_s16(s)), vmull_high_s16(u, s))
     }
+}
+
+/// Half precision to single.
+#[inline(always)]
+unsafe fn widened(half: uint16x4_t) -> float32x4_t {
+    let single: float32x4_t;
+    // The intrinsic wants the unstable type `f16`.
+    // SAFETY: the caller holds a [`Neon`]; the instruction touches only these registers.
+    unsafe {
+        asm!("fcvtl {0:v}.4s, {1:v}.4h", out(vreg) single, in(vreg) half, options(pure, nomem, nostack));
+    }
+    single
+}
+
+/// Words `stride` bytes apart.
+#[inline(always)]
+fn sixteen_words(x: &[u8], stride: usize) -> [u16; 16] {
+    std::array::from_fn(|i| u16::from_le_bytes([x[i * stride], x[i * stride + 1]]))
 }

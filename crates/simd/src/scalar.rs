@@ -180,6 +180,44 @@ impl Isa for Scalar {
         })
     }
     #[inline(always)]
+    fn load_halves(self, a: &[u8; 32], b: &[u8; 32]) -> [i32; 16] {
+        self.load_n(&from_fn(|i| [a, b][i / 32][i % 32]))
+    }
+    #[inline(always)]
+    fn load_twice(self, a: &[u8; 16], b: &[u8; 16]) -> [i32; 16] {
+        self.load_n(&from_fn(|i| [a, b][i / 32][i % 16]))
+    }
+    #[inline(always)]
+    fn every_u16(self, x: &[u8], stride: usize) -> [i32; 16] {
+        from_fn(|i| i32::from(u16::from_le_bytes([x[i * stride], x[i * stride + 1]])))
+    }
+    #[inline(always)]
+    fn every_f16(self, x: &[u8], stride: usize) -> [f32; 16] {
+        self.every_u16(x, stride).map(|bits| self.f16(bits as u16))
+    }
+    #[inline(always)]
+    fn shr_each(self, v: [i32; 16], bits: [i32; 16]) -> [i32; 16] {
+        from_fn(|i| (v[i] as u32 >> bits[i]) as i32)
+    }
+    #[inline(always)]
+    fn lookup_bytes(self, table: &[u8; 16], index: [i32; 16]) -> [i32; 16] {
+        index.map(|four| i32::from_le_bytes(four.to_le_bytes().map(|i| table[usize::from(i)])))
+    }
+    #[inline(always)]
+    fn add_bytes_where(self, bits: u64, v: [i32; 16], x: u8) -> [i32; 16] {
+        from_fn(|i| {
+            let mut four = v[i].to_le_bytes();
+            for (j, byte) in four.iter_mut().enumerate() {
+                *byte = byte.wrapping_add(if bits >> (4 * i + j) & 1 == 1 { x } else { 0 });
+            }
+            i32::from_le_bytes(four)
+        })
+    }
+    #[inline(always)]
+    fn join(self, a: [f32; 16], b: [f32; 16]) -> [f32; 16] {
+        from_fn(|i| [a, b][i / 8][i % 8])
+    }
+    #[inline(always)]
     fn narrow(self, v: [i32; 16]) -> [u8; 16] {
         v.map(|x| x as u8)
     }

@@ -136,6 +136,30 @@ fn agrees_with_scalar<I: Isa>(isa: I) {
             lanes(isa, isa.dot4(isa.splat_n(0), extremes.0, extremes.1)),
             bits([-4 * 255 * 128; 16]),
         );
+        let (left, right): ([u8; 32], [u8; 32]) = (random.bytes(), random.bytes());
+        check("load_halves", lanes(isa, isa.load_halves(&left, &right)), {
+            bits(Scalar.load_halves(&left, &right))
+        });
+        let other: [u8; 16] = random.bytes();
+        check(
+            "load_twice",
+            lanes(isa, isa.load_twice(&byte, &other)),
+            bits(Scalar.load_twice(&byte, &other)),
+        );
+        let row: [u8; 15 * 18 + 2] = random.bytes();
+        check("every_u16", lanes(isa, isa.every_u16(&row, 18)), bits(Scalar.every_u16(&row, 18)));
+        check("every_f16", unload(isa.every_f16(&row, 18)), Scalar.every_f16(&row, 18));
+        let counts = n.map(|n| n & 31);
+        check("shr_each", lanes(isa, isa.shr_each(vm, counts)), bits(Scalar.shr_each(m, counts)));
+        let index = m.map(|m| m & 0x0f0f_0f0f);
+        check("lookup_bytes", lanes(isa, isa.lookup_bytes(&byte, integers(isa, index))), {
+            bits(Scalar.lookup_bytes(&byte, index))
+        });
+        let mask = u64::from_le_bytes(*bytes_u.first_chunk().expect("eight"));
+        check("add_bytes_where", lanes(isa, isa.add_bytes_where(mask, vm, 77)), {
+            bits(Scalar.add_bytes_where(mask, m, 77))
+        });
+        check("join", unload(isa.join(va, isa.load(&table))), Scalar.join(a, table));
         assert_eq!(isa.narrow(vm), Scalar.narrow(m), "narrow");
         check("round", lanes(isa, isa.round(isa.load(&small))), bits(Scalar.round(small)));
         let ties = [-2.5, -1.5, -0.5, 0.5, 1.5, 2.5, 3.5, 0.0, -0.0, 7.49, 7.51, 1e6, -1e6, 0.1, -0.1, 4.5];

@@ -142,6 +142,53 @@ fn all_groups_at_once_are_the_groups_one_by_one() {
     for_every_format!(check_affines);
 }
 
+/// Whole strips and bytes are the groups and codes one by one, on every instruction set.
+fn check_strips<F: Format>() {
+    #[inline(always)]
+    fn check<F: Format, I: Isa>(isa: I, blocks: &[u8]) {
+        let unload = |v| {
+            let mut lanes = [0.0; 16];
+            isa.store(v, &mut lanes);
+            lanes
+        };
+        let (scales, shifts) = F::strip(isa, blocks);
+        let groups = F::BLOCK / F::GROUP;
+        for (g, (seen_scale, seen_shift)) in unload(scales).into_iter().zip(unload(shifts)).enumerate() {
+            let (scale, shift) =
+                F::affine(Scalar, &blocks[g / groups * F::BYTES..][..F::BYTES], g % groups * F::GROUP / 16);
+            let same = |a: f32, b: f32| a == b || a.is_nan() && b.is_nan();
+            assert!(same(seen_scale, scale), "{} [{g}]: {seen_scale} {scale}", F::NAME);
+            assert!(!F::SHIFTED || same(seen_shift, shift), "{} [{g}]: {seen_shift} {shift}", F::NAME);
+        }
+        for i in 0..F::BLOCK.max(64) / 64 {
+            let bytes = unload(isa.from_bits(F::bytes(isa, blocks, i)))
+                .map(|four| four.to_bits().to_le_bytes())
+                .concat();
+            for (j, byte) in bytes.into_iter().enumerate() {
+                let (block, value) = ((64 * i + j) / F::BLOCK, (64 * i + j) % F::BLOCK);
+                let codes = F::codes(Scalar, &blocks[block * F::BYTES..][..F::BYTES], value / 16);
+                let code = codes[value % 16] + f32::from(F::OFFSET);
+                assert_eq!(f32::from(byte), code, "{} {value}", F::NAME);
+            }
+        }
+    }
+    if !(F::WHOLE && F::WEIGHTS) {
+        return;
+    }
+    let mut random = random(6);
+    for _ in 0..50 {
+        let blocks: Vec<u8> = (0..16 * F::GROUP / F::BLOCK * F::BYTES).map(|_| random() as u8).collect();
+        for level in Level::all_available() {
+            dispatch!(level, |isa| isa.run(|| check::<F, _>(isa, &blocks)));
+        }
+    }
+}
+
+#[test]
+fn strips_and_bytes_are_the_groups_and_codes_one_by_one() {
+    for_every_format!(check_strips);
+}
+
 /// The error of a format does not depend on the size of the head.
 #[test]
 fn every_head_size_is_encoded_as_well_as_128() {

@@ -9,7 +9,10 @@
 //! ```
 
 use super::fit::{EPSILON, nearest};
-use super::{extreme, f16_at, inverse, pack_nibbles, read_f16, shifted, unpack_nibble, word, write_f16};
+use super::{
+    extreme, f16_at, inverse, leading_halves, nibble_bytes, pack_nibbles, read_f16, shifted, unpack_nibble,
+    word, write_f16,
+};
 use crate::format::Format;
 use torque_simd::{Isa, Scalar};
 
@@ -23,6 +26,17 @@ pub struct Iq4Xs;
 const LEVELS: [f32; 16] = [
     -127.0, -104.0, -83.0, -65.0, -49.0, -35.0, -22.0, -10.0, 1.0, 13.0, 25.0, 38.0, 53.0, 69.0, 89.0, 113.0,
 ];
+
+/// The same plus 128.
+const LEVEL_BYTES: [u8; 16] = {
+    let mut bytes = [0; 16];
+    let mut i = 0;
+    while i < 16 {
+        bytes[i] = (LEVELS[i] + 128.0) as u8;
+        i += 1;
+    }
+    bytes
+};
 
 /// The nearest level, the upper of two equally near.
 fn code(x: f32) -> u8 {
@@ -105,8 +119,18 @@ impl Format for Iq4Nl {
     }
 
     #[inline(always)]
+    fn strip<I: Isa>(isa: I, blocks: &[u8]) -> (I::F, I::F) {
+        leading_halves::<Self, I>(isa, blocks)
+    }
+
+    #[inline(always)]
     fn codes<I: Isa>(isa: I, block: &[u8], i: usize) -> I::F {
         isa.lookup(isa.load(&LEVELS), shifted(isa, block, 2, 4 * i))
+    }
+
+    #[inline(always)]
+    fn bytes<I: Isa>(isa: I, blocks: &[u8], _: usize) -> I::N {
+        isa.lookup_bytes(&LEVEL_BYTES, nibble_bytes(isa, blocks, 2, Self::BYTES + 2))
     }
 }
 
@@ -166,5 +190,10 @@ impl Format for Iq4Xs {
     #[inline(always)]
     fn codes<I: Isa>(isa: I, block: &[u8], i: usize) -> I::F {
         isa.lookup(isa.load(&LEVELS), shifted(isa, block, 8 + i / 2 * 16, i % 2 * 4))
+    }
+
+    #[inline(always)]
+    fn bytes<I: Isa>(isa: I, block: &[u8], i: usize) -> I::N {
+        isa.lookup_bytes(&LEVEL_BYTES, nibble_bytes(isa, block, 8 + 32 * i, 24 + 32 * i))
     }
 }

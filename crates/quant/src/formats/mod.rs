@@ -28,6 +28,7 @@ pub use tq::{Tq3_1s, Tq4_1s};
 pub(crate) use turbo::encode_128;
 pub use turbo::{Turbo2, Turbo3, Turbo4, Turbo8};
 
+use crate::format::Format;
 use torque_simd::Isa;
 
 /// The half-precision number at a byte offset.
@@ -52,6 +53,41 @@ fn bytes16(block: &[u8], offset: usize) -> &[u8; 16] {
 #[inline(always)]
 fn f16_at<I: Isa>(isa: I, block: &[u8], offset: usize) -> f32 {
     isa.f16(u16::from_le_bytes([block[offset], block[offset + 1]]))
+}
+
+/// The 32 bytes at an offset.
+#[inline(always)]
+fn bytes32(block: &[u8], offset: usize) -> &[u8; 32] {
+    block[offset..].first_chunk().expect("a block is as long as its format says")
+}
+
+/// [`Format::strip`] of blocks that begin with a half-precision scale and, if shifted, shift.
+#[inline(always)]
+fn leading_halves<F: Format, I: Isa>(isa: I, blocks: &[u8]) -> (I::F, I::F) {
+    let scales = isa.every_f16(blocks, F::BYTES);
+    (scales, if F::SHIFTED { isa.every_f16(&blocks[2..], F::BYTES) } else { scales })
+}
+
+/// Two times 32 codes as bytes: those [`pack_nibbles`] wrote at two offsets.
+#[inline(always)]
+fn nibble_bytes<I: Isa>(isa: I, blocks: &[u8], first: usize, second: usize) -> I::N {
+    let both = isa.load_twice(bytes16(blocks, first), bytes16(blocks, second));
+    low_nibbles(isa, isa.shr_each(both, [0, 0, 0, 0, 4, 4, 4, 4, 0, 0, 0, 0, 4, 4, 4, 4]))
+}
+
+/// The low four bits of each byte.
+#[inline(always)]
+fn low_nibbles<I: Isa>(isa: I, v: I::N) -> I::N {
+    isa.and(v, isa.splat_n(0x0f0f_0f0f))
+}
+
+/// 32 bytes twice, the first time shifted right by `low` bits and the second by `high`; bits come in from
+/// neighbouring bytes.
+#[inline(always)]
+fn shifted_twice<I: Isa>(isa: I, block: &[u8], offset: usize, low: i32, high: i32) -> I::N {
+    let bytes = bytes32(block, offset);
+    let (a, b) = (low, high);
+    isa.shr_each(isa.load_halves(bytes, bytes), [a, a, a, a, a, a, a, a, b, b, b, b, b, b, b, b])
 }
 
 /// The little-endian word at an offset.

@@ -8,7 +8,7 @@
 //! Codes are 0, ½, 1, 1½, 2, 3, 4, 6 and, from 8 on, their negatives. Here they are doubled, so that they
 //! are integers, and the scale halved.
 
-use super::{pack_nibbles, shifted, unpack_nibble};
+use super::{nibble_bytes, pack_nibbles, shifted, unpack_nibble};
 use crate::format::Format;
 use torque_simd::Isa;
 
@@ -17,6 +17,9 @@ pub struct Mxfp4;
 
 const DOUBLED: [f32; 16] =
     [0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, -0.0, -1.0, -2.0, -3.0, -4.0, -6.0, -8.0, -12.0];
+
+/// The same plus twelve.
+const LEVEL_BYTES: [u8; 16] = [12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0];
 
 /// `2^(e − 128)`, subnormal for e < 2.
 #[inline(always)]
@@ -31,6 +34,7 @@ impl Format for Mxfp4 {
     const BLOCK: usize = 32;
     const BYTES: usize = 17;
     const GROUP: usize = 32;
+    const OFFSET: u8 = 12;
 
     fn encode(x: &[f32], block: &mut [u8]) {
         // The largest magnitude falls on 4 … 8: two exponents above the scale.
@@ -55,8 +59,22 @@ impl Format for Mxfp4 {
     }
 
     #[inline(always)]
+    fn strip<I: Isa>(isa: I, blocks: &[u8]) -> (I::F, I::F) {
+        let e = isa.and(isa.every_u16(blocks, Self::BYTES), isa.splat_n(255));
+        let halved = isa.mul(isa.from_bits(isa.shl::<23>(e)), isa.splat(0.5));
+        // What e = 0 and e = 255 would make zero and infinity.
+        let scales = isa.min(isa.max(halved, isa.splat(half_scale(0))), isa.splat(half_scale(255)));
+        (scales, scales)
+    }
+
+    #[inline(always)]
     fn codes<I: Isa>(isa: I, block: &[u8], i: usize) -> I::F {
         isa.lookup(isa.load(&DOUBLED), shifted(isa, block, 1, 4 * i))
+    }
+
+    #[inline(always)]
+    fn bytes<I: Isa>(isa: I, blocks: &[u8], _: usize) -> I::N {
+        isa.lookup_bytes(&LEVEL_BYTES, nibble_bytes(isa, blocks, 1, Self::BYTES + 1))
     }
 }
 

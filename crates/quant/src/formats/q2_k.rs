@@ -7,7 +7,7 @@
 //! ```
 
 use super::fit::{Affine, AffineSearch, fit_affine, nearest};
-use super::{f16_at, field, shifted, write_f16};
+use super::{f16_at, field, shifted, shifted_twice, write_f16};
 use crate::format::Format;
 use torque_simd::{Isa, Scalar};
 
@@ -33,12 +33,20 @@ pub(super) fn pairs<I: Isa>(isa: I, block: &[u8], offset: usize, i: usize) -> I:
     shifted(isa, block, offset + i / 8 * 32 + i % 2 * 16, i % 8 / 2 * 2)
 }
 
+/// Codes `64 i .. 64 i + 64` of 256 packed at `offset`, as bytes.
+#[inline(always)]
+pub(super) fn pair_bytes<I: Isa>(isa: I, block: &[u8], offset: usize, i: usize) -> I::N {
+    let shift = i as i32 % 2 * 4;
+    isa.and(shifted_twice(isa, block, offset + i / 2 * 32, shift, shift + 2), isa.splat_n(0x0303_0303))
+}
+
 impl Format for Q2K {
     const NAME: &'static str = "q2_k";
     const GGML_TYPE: Option<u32> = Some(10);
     const BLOCK: usize = 256;
     const BYTES: usize = 84;
     const GROUP: usize = 16;
+    const OFFSET: u8 = 0;
     const SHIFTED: bool = true;
 
     fn encode(x: &[f32], block: &mut [u8]) {
@@ -87,5 +95,10 @@ impl Format for Q2K {
     #[inline(always)]
     fn codes<I: Isa>(isa: I, block: &[u8], i: usize) -> I::F {
         isa.low_bits::<2, 0>(pairs(isa, block, 16, i))
+    }
+
+    #[inline(always)]
+    fn bytes<I: Isa>(isa: I, block: &[u8], i: usize) -> I::N {
+        pair_bytes(isa, block, 16, i)
     }
 }

@@ -9,8 +9,8 @@
 //! ```
 
 use super::fit::{fit_symmetric_by_descent, nearest};
-use super::q2_k::{pack_pairs, pairs, unpack_pair};
-use super::{bytes16, f16_at, word, write_f16};
+use super::q2_k::{pack_pairs, pair_bytes, pairs, unpack_pair};
+use super::{bytes16, f16_at, shifted_twice, word, write_f16};
 use crate::format::Format;
 use torque_simd::{Isa, Scalar};
 
@@ -23,6 +23,7 @@ impl Format for Q3K {
     const BLOCK: usize = 256;
     const BYTES: usize = 110;
     const GROUP: usize = 16;
+    const OFFSET: u8 = 4;
 
     fn encode(x: &[f32], block: &mut [u8]) {
         block.fill(0);
@@ -73,8 +74,7 @@ impl Format for Q3K {
         // Four scales a word: nibbles of a and b, and pairs of bits above them.
         let words = [(a, high << 4), (b, high << 2), (a >> 4, high), (b >> 4, high >> 2)]
             .map(|(four, two)| four & 0x0f0f_0f0f | two & 0x3030_3030);
-        let mut bytes = [0; 16];
-        bytes.as_chunks_mut().0.iter_mut().zip(words).for_each(|(bytes, word)| *bytes = word.to_le_bytes());
+        let bytes = words.into_iter().rev().fold(0, |all, word| all << 32 | u128::from(word)).to_le_bytes();
         let integers = isa.to_f32(isa.add_n(isa.widen_u8(&bytes), isa.splat_n(-32)));
         isa.store(isa.mul(isa.splat(f16_at(isa, block, 108)), integers), scales);
     }
@@ -90,5 +90,12 @@ impl Format for Q3K {
             isa.shr_by(high, i as u32 / 2 - 2)
         };
         isa.low_bits::<3, -4>(isa.or(low, isa.and(high, isa.splat_n(4))))
+    }
+
+    #[inline(always)]
+    fn bytes<I: Isa>(isa: I, block: &[u8], i: usize) -> I::N {
+        let high = shifted_twice(isa, block, 0, 2 * i as i32, 2 * i as i32 + 1);
+        let high = isa.shl::<2>(isa.and(high, isa.splat_n(0x0101_0101)));
+        isa.or(pair_bytes(isa, block, 32, i), high)
     }
 }

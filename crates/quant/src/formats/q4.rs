@@ -6,7 +6,10 @@
 //! qs[j]: value j in the low nibble, value j + 16 in the high one
 //! ```
 
-use super::{extreme, f16_at, inverse, pack_nibbles, read_f16, shifted, span, unpack_nibble, write_f16};
+use super::{
+    extreme, f16_at, inverse, leading_halves, nibble_bytes, pack_nibbles, read_f16, shifted, span,
+    unpack_nibble, write_f16,
+};
 use crate::format::Format;
 use torque_simd::Isa;
 
@@ -23,6 +26,7 @@ impl Format for Q4_0 {
     const BLOCK: usize = 32;
     const BYTES: usize = 18;
     const GROUP: usize = 32;
+    const OFFSET: u8 = 8;
     const KV: bool = true;
 
     fn encode(x: &[f32], block: &mut [u8]) {
@@ -46,8 +50,18 @@ impl Format for Q4_0 {
     }
 
     #[inline(always)]
+    fn strip<I: Isa>(isa: I, blocks: &[u8]) -> (I::F, I::F) {
+        leading_halves::<Self, I>(isa, blocks)
+    }
+
+    #[inline(always)]
     fn codes<I: Isa>(isa: I, block: &[u8], i: usize) -> I::F {
         isa.low_bits::<4, -8>(shifted(isa, block, 2, 4 * i))
+    }
+
+    #[inline(always)]
+    fn bytes<I: Isa>(isa: I, blocks: &[u8], _: usize) -> I::N {
+        nibble_bytes(isa, blocks, 2, Self::BYTES + 2)
     }
 }
 
@@ -57,6 +71,7 @@ impl Format for Q4_1 {
     const BLOCK: usize = 32;
     const BYTES: usize = 20;
     const GROUP: usize = 32;
+    const OFFSET: u8 = 0;
     const SHIFTED: bool = true;
     const KV: bool = true;
 
@@ -82,7 +97,17 @@ impl Format for Q4_1 {
     }
 
     #[inline(always)]
+    fn strip<I: Isa>(isa: I, blocks: &[u8]) -> (I::F, I::F) {
+        leading_halves::<Self, I>(isa, blocks)
+    }
+
+    #[inline(always)]
     fn codes<I: Isa>(isa: I, block: &[u8], i: usize) -> I::F {
         isa.low_bits::<4, 0>(shifted(isa, block, 4, 4 * i))
+    }
+
+    #[inline(always)]
+    fn bytes<I: Isa>(isa: I, blocks: &[u8], _: usize) -> I::N {
+        nibble_bytes(isa, blocks, 4, Self::BYTES + 4)
     }
 }

@@ -11,7 +11,7 @@
 //! ```
 
 use super::fit::{Affine, AffineSearch, fit_affine, nearest};
-use super::{f16_at, field, read_f16, shifted, word, write_f16};
+use super::{f16_at, field, low_nibbles, read_f16, shifted, shifted_twice, word, write_f16};
 use crate::format::Format;
 use torque_simd::Isa;
 
@@ -118,6 +118,7 @@ impl Format for Q4K {
     const BLOCK: usize = 256;
     const BYTES: usize = 144;
     const GROUP: usize = 32;
+    const OFFSET: u8 = 0;
     const SHIFTED: bool = true;
 
     fn encode(x: &[f32], block: &mut [u8]) {
@@ -147,6 +148,11 @@ impl Format for Q4K {
     fn codes<I: Isa>(isa: I, block: &[u8], i: usize) -> I::F {
         isa.low_bits::<4, 0>(nibbles(isa, block, 16, i))
     }
+
+    #[inline(always)]
+    fn bytes<I: Isa>(isa: I, block: &[u8], i: usize) -> I::N {
+        low_nibbles(isa, shifted_twice(isa, block, 16 + 32 * i, 0, 4))
+    }
 }
 
 impl Format for Q5K {
@@ -155,6 +161,7 @@ impl Format for Q5K {
     const BLOCK: usize = 256;
     const BYTES: usize = 176;
     const GROUP: usize = 32;
+    const OFFSET: u8 = 0;
     const SHIFTED: bool = true;
 
     fn encode(x: &[f32], block: &mut [u8]) {
@@ -188,5 +195,12 @@ impl Format for Q5K {
     fn codes<I: Isa>(isa: I, block: &[u8], i: usize) -> I::F {
         let fifth = isa.shl::<4>(field(isa, block, 16 + i % 2 * 16, i / 2, 1));
         isa.to_f32(isa.or(isa.and(nibbles(isa, block, 48, i), isa.splat_n(15)), fifth))
+    }
+
+    #[inline(always)]
+    fn bytes<I: Isa>(isa: I, block: &[u8], i: usize) -> I::N {
+        let fifth = shifted_twice(isa, block, 16, 2 * i as i32, 2 * i as i32 + 1);
+        let fifth = isa.shl::<4>(isa.and(fifth, isa.splat_n(0x0101_0101)));
+        isa.or(low_nibbles(isa, shifted_twice(isa, block, 48 + 32 * i, 0, 4)), fifth)
     }
 }

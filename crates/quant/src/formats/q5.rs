@@ -7,7 +7,10 @@
 //! qh: the fifth bit of value i at bit i
 //! ```
 
-use super::{extreme, f16_at, inverse, pack_nibbles, read_f16, shifted, span, unpack_nibble, write_f16};
+use super::{
+    extreme, f16_at, inverse, leading_halves, nibble_bytes, pack_nibbles, read_f16, shifted, span,
+    unpack_nibble, word, write_f16,
+};
 use crate::format::Format;
 use torque_simd::Isa;
 
@@ -37,6 +40,13 @@ fn codes<I: Isa, const OFFSET: i32>(isa: I, block: &[u8], offset: usize, i: usiz
     isa.add_where(u16::from_le_bytes([block[at], block[at + 1]]), low, isa.splat(16.0))
 }
 
+/// Two times 32 codes of what [`pack`] wrote at `offset`.
+#[inline(always)]
+fn bytes<F: Format, I: Isa>(isa: I, blocks: &[u8], offset: usize) -> I::N {
+    let fifth = u64::from(word(blocks, offset)) | u64::from(word(blocks, F::BYTES + offset)) << 32;
+    isa.add_bytes_where(fifth, nibble_bytes(isa, blocks, offset + 4, F::BYTES + offset + 4), 16)
+}
+
 impl Format for Q5_0 {
     const NAME: &'static str = "q5_0";
     const ALIASES: &'static [&'static str] = &["q5"];
@@ -44,6 +54,7 @@ impl Format for Q5_0 {
     const BLOCK: usize = 32;
     const BYTES: usize = 22;
     const GROUP: usize = 32;
+    const OFFSET: u8 = 16;
     const KV: bool = true;
 
     fn encode(x: &[f32], block: &mut [u8]) {
@@ -67,8 +78,18 @@ impl Format for Q5_0 {
     }
 
     #[inline(always)]
+    fn strip<I: Isa>(isa: I, blocks: &[u8]) -> (I::F, I::F) {
+        leading_halves::<Self, I>(isa, blocks)
+    }
+
+    #[inline(always)]
     fn codes<I: Isa>(isa: I, block: &[u8], i: usize) -> I::F {
         codes::<I, -16>(isa, block, 2, i)
+    }
+
+    #[inline(always)]
+    fn bytes<I: Isa>(isa: I, blocks: &[u8], _: usize) -> I::N {
+        bytes::<Self, I>(isa, blocks, 2)
     }
 }
 
@@ -78,6 +99,7 @@ impl Format for Q5_1 {
     const BLOCK: usize = 32;
     const BYTES: usize = 24;
     const GROUP: usize = 32;
+    const OFFSET: u8 = 0;
     const SHIFTED: bool = true;
     const KV: bool = true;
 
@@ -103,7 +125,17 @@ impl Format for Q5_1 {
     }
 
     #[inline(always)]
+    fn strip<I: Isa>(isa: I, blocks: &[u8]) -> (I::F, I::F) {
+        leading_halves::<Self, I>(isa, blocks)
+    }
+
+    #[inline(always)]
     fn codes<I: Isa>(isa: I, block: &[u8], i: usize) -> I::F {
         codes::<I, 0>(isa, block, 4, i)
+    }
+
+    #[inline(always)]
+    fn bytes<I: Isa>(isa: I, blocks: &[u8], _: usize) -> I::N {
+        bytes::<Self, I>(isa, blocks, 4)
     }
 }

@@ -8,8 +8,8 @@
 //! ```
 
 use super::fit::{EPSILON, fit_symmetric, nearest};
-use super::q2_k::{pack_pairs, pairs, unpack_pair};
-use super::{bytes16, f16_at, field, write_f16};
+use super::q2_k::{pack_pairs, pair_bytes, pairs, unpack_pair};
+use super::{bytes16, f16_at, field, low_nibbles, write_f16};
 use crate::format::Format;
 use torque_simd::{Isa, Scalar};
 
@@ -29,6 +29,7 @@ impl Format for Q6K {
     const BLOCK: usize = 256;
     const BYTES: usize = 210;
     const GROUP: usize = 16;
+    const OFFSET: u8 = 32;
 
     fn encode(x: &[f32], block: &mut [u8]) {
         block.fill(0);
@@ -81,5 +82,12 @@ impl Format for Q6K {
         let low = field(isa, block, byte, shift, 15);
         let code = isa.or(low, isa.shl::<4>(isa.and(pairs(isa, block, 128, i), isa.splat_n(3))));
         isa.to_f32(isa.add_n(code, isa.splat_n(-32)))
+    }
+
+    #[inline(always)]
+    fn bytes<I: Isa>(isa: I, block: &[u8], i: usize) -> I::N {
+        let low = isa.load_n(block[64 * (i / 2)..].first_chunk().expect("64 bytes for 128 values"));
+        let low = low_nibbles(isa, isa.shr_by(low, i as u32 % 2 * 4));
+        isa.or(low, isa.shl::<4>(pair_bytes(isa, block, 128, i)))
     }
 }

@@ -5,7 +5,7 @@
 //! 2..34 q[32] i8       value i = d · q[i]
 //! ```
 
-use super::{bytes16, f16_at, inverse, read_f16, write_f16};
+use super::{bytes16, bytes32, f16_at, inverse, leading_halves, read_f16, write_f16};
 use crate::format::Format;
 use torque_simd::Isa;
 
@@ -45,7 +45,18 @@ impl Format for Q8_0 {
     }
 
     #[inline(always)]
+    fn strip<I: Isa>(isa: I, blocks: &[u8]) -> (I::F, I::F) {
+        leading_halves::<Self, I>(isa, blocks)
+    }
+
+    #[inline(always)]
     fn codes<I: Isa>(isa: I, block: &[u8], i: usize) -> I::F {
         isa.to_f32(isa.widen_i8(bytes16(block, 2 + 16 * i)))
+    }
+
+    #[inline(always)]
+    fn bytes<I: Isa>(isa: I, blocks: &[u8], _: usize) -> I::N {
+        let signed = isa.load_halves(bytes32(blocks, 2), bytes32(blocks, Self::BYTES + 2));
+        isa.xor(signed, isa.splat_n(0x8080_8080u32 as i32))
     }
 }
