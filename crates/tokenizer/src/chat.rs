@@ -1,11 +1,17 @@
 //! Chat templates: messages to the prompt that the model was trained on.
 //!
 //! A model ships its template as a Jinja program written for Python's `transformers`. It runs here in
-//! minijinja, set up to behave as there: block tags swallow their line ends, strings and dictionaries have
-//! Python's methods, `tojson` prints as `json.dumps` does, and `raise_exception` and `strftime_now` exist.
+//! minijinja, set up to behave as there: block tags swallow their line ends, values print as in Python and
+//! have Python's methods, `tojson` prints as `json.dumps` does, and `raise_exception` and `strftime_now` exist.
+//!
+//! Known to differ: `none` is an empty list to loops rather than an error; texts marked safe do not make
+//! what is joined to them escaped; `%` does not format strings; macros have no `varargs` and `kwargs`.
 
 mod fallback;
+mod json;
+mod methods;
 mod python;
+mod source;
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Serde;
@@ -82,7 +88,7 @@ impl ChatTemplate {
     }
 
     fn add(&mut self, name: &str, source: &str) -> Result<(), Error> {
-        let source = python::without_generation_tags(source);
+        let source = source::translate(source);
         self.environment.add_template_owned(name.to_string(), source).map_err(|error| Error::TemplateSyntax {
             key: name.into(),
             line: error.line().unwrap_or(1),
@@ -138,9 +144,6 @@ fn environment() -> Environment<'static> {
     let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
     environment.set_syntax(syntax.expect("only the handling of white space differs from the default"));
     environment.set_auto_escape_callback(|_| AutoEscape::None);
-    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-    environment.add_filter("tojson", python::to_json);
-    environment.add_function("raise_exception", python::raise_exception);
-    environment.add_function("strftime_now", python::strftime_now);
+    python::add_to(&mut environment);
     environment
 }

@@ -124,7 +124,9 @@ impl Tokenizer {
         for &id in &by_name {
             vocabulary.set_type(id, TokenType::Control);
         }
-        let mut end_of_generation: Vec<u32> = by_name.into_iter().chain(eos).chain(eot).chain(eom).collect();
+        let eot_ends = eot.filter(|&id| special::is_end(&vocabulary, vocabulary.text(id)));
+        let mut end_of_generation: Vec<u32> =
+            by_name.into_iter().chain(eos).chain(eot_ends).chain(eom).collect();
         end_of_generation.sort_unstable();
         end_of_generation.dedup();
 

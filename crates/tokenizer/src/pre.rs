@@ -5,7 +5,7 @@
 //! new pieces. Nothing is lost.
 //!
 //! Most patterns end in `\s+(?!\S)|\s+`: a run of white space leaves its last character to the word that
-//! follows. This is the only look-ahead there is, so it is taken out of the pattern and done by hand, and the
+//! follows. Nearly no other look-ahead is there, so this is taken out of the pattern and done by hand, and the
 //! rest runs on a regex engine that is linear in the text.
 
 use regex_automata::meta::Regex;
@@ -31,6 +31,10 @@ const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const O200K: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+
+/// Numbers in groups of three digits from the right: 1 234 567. The one other look-ahead, also done by hand.
+const THOUSANDS: &str = r"\p{N}{1,3}(?=(?:\p{N}{3})*(?!\p{N}))";
+const DEEPSEEK3: &str = r##"[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"##;
 
 /// Every pre-tokenizer, by the names that converters write.
 pub(crate) const PRE_TOKENIZERS: &[PreTokenizer] = &[
@@ -153,12 +157,44 @@ pub(crate) const PRE_TOKENIZERS: &[PreTokenizer] = &[
         ..PLAIN
     },
     PreTokenizer {
-        names: &["deepseek-v3", "hunyuan-dense", "joyai-llm"],
+        names: &["deepseek-v3", "hunyuan-dense", "hy_v4", "joyai-llm"],
+        patterns: &[r"\p{N}{1,3}", r"[一-龥぀-ゟ゠-ヿ]+", DEEPSEEK3],
+        ..PLAIN
+    },
+    PreTokenizer {
+        names: &["afmoe"],
         patterns: &[
-            r"\p{N}{1,3}",
-            r"[一-龥぀-ゟ゠-ヿ]+",
-            r##"[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"##,
+            THOUSANDS,
+            "[一-鿿㐀-䶿豈-\u{faff}぀-ゟ゠-ヿ･-ﾟ⼀-\u{2fdf}เ-\u{e7f}\u{e80}-\u{eff}ក-\u{17ff}က-႟ꩠ-ꩿꧠ-\u{a9ff}가-\u{d7af}ᄀ-ᇿ]+",
+            DEEPSEEK3,
         ],
+        ..PLAIN
+    },
+    PreTokenizer {
+        // As gpt-4o, but runs of Chinese characters are words of their own.
+        names: &["kimi-k2"],
+        patterns: &[
+            r"\p{Han}+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]*[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]+[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+        ],
+        ..PLAIN
+    },
+    PreTokenizer {
+        // As gpt-4o after the scripts of East Asia, and digits stand alone.
+        names: &["youtu"],
+        patterns: &[
+            "[가-힣ㄱ-ㆎ]+|[！…“”‘’—：；，、-〿︰-﹏]+|[ㄅ-ㄯ]+|[一-龥぀-ゟ゠-ヿ]+",
+            r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+        ],
+        ignore_merges: true,
+        ..PLAIN
+    },
+    PreTokenizer { names: &["tiny_aya", "cohere2moe"], patterns: &[THOUSANDS, O200K], ..PLAIN },
+    PreTokenizer { names: &["superbpe"], patterns: &[THOUSANDS], ..PLAIN },
+    PreTokenizer { names: &["laguna"], patterns: &[r"\n+", QWEN2], ..PLAIN },
+    PreTokenizer {
+        // As qwen2 without contractions: in Turkish a suffix follows the apostrophe.
+        names: &["ufakzeka"],
+        patterns: &[r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"],
         ..PLAIN
     },
     PreTokenizer { names: &["bloom", "poro-chat", "gpt3-finnish"], patterns: &[SENTENCE], ..PLAIN },
@@ -202,8 +238,14 @@ const LOOK_AHEAD: &str = r"|\s+(?!\S)|\s+";
 
 /// The compiled patterns of one pre-tokenizer.
 pub(crate) struct Splitter {
+    stages: Vec<Stage>,
+}
+
+struct Stage {
     /// Pattern 0 is the published one; pattern 1, if any, is the `\s+` that gives its last character back.
-    stages: Vec<Regex>,
+    regex: Regex,
+    /// Whether what it finds are numbers to be cut into groups of three.
+    thousands: bool,
 }
 
 impl PreTokenizer {
@@ -215,11 +257,13 @@ impl PreTokenizer {
     /// Compiles the patterns.
     pub fn splitter(&self) -> Splitter {
         let compile = |pattern: &&str| {
+            let thousands = *pattern == THOUSANDS;
             let regex = match pattern.strip_suffix(LOOK_AHEAD) {
+                _ if thousands => Regex::new(r"\p{N}+"),
                 Some(head) => Regex::new_many(&[head, r"\s+"]),
                 None => Regex::new(pattern),
             };
-            regex.expect("a test compiles every pattern of the table")
+            Stage { regex: regex.expect("a test compiles every pattern of the table"), thousands }
         };
         Splitter { stages: self.patterns.iter().map(compile).collect() }
     }
@@ -232,21 +276,37 @@ impl Splitter {
     }
 }
 
-fn cut<'t>(stages: &[Regex], text: &'t str, word: &mut dyn FnMut(&'t str)) {
-    let Some((regex, rest)) = stages.split_first() else {
+fn cut<'t>(stages: &[Stage], text: &'t str, word: &mut dyn FnMut(&'t str)) {
+    let Some((stage, rest)) = stages.split_first() else {
         return word(text);
     };
     let mut done = 0;
-    while let Some((start, end)) = next_match(regex, text, done) {
+    while let Some((start, end)) = next_match(&stage.regex, text, done) {
         if start > done {
             cut(rest, &text[done..start], word);
         }
-        cut(rest, &text[start..end], word);
+        if stage.thousands {
+            groups_of_three(&text[start..end]).for_each(|group| cut(rest, group, word));
+        } else {
+            cut(rest, &text[start..end], word);
+        }
         done = end;
     }
     if done < text.len() {
         cut(rest, &text[done..], word);
     }
+}
+
+/// Three characters each, but for the first group.
+fn groups_of_three(number: &str) -> impl Iterator<Item = &str> {
+    let mut rest = number;
+    let mut length = number.chars().count().wrapping_sub(1) % 3 + 1;
+    std::iter::from_fn(move || {
+        let end = rest.char_indices().nth(length).map_or(rest.len(), |(end, _)| end);
+        let (group, after) = rest.split_at(end);
+        (rest, length) = (after, 3);
+        Some(group).filter(|group| !group.is_empty())
+    })
 }
 
 /// The first match of `regex` in `text` from byte `from` on.
@@ -285,7 +345,10 @@ mod tests {
             assert_eq!(row.splitter().stages.len(), row.patterns.len());
             for pattern in row.patterns {
                 let head = pattern.strip_suffix(LOOK_AHEAD).unwrap_or(pattern);
-                assert!(!head.contains("(?!") && !head.contains("(?="), "{pattern} looks ahead elsewhere");
+                assert!(
+                    *pattern == THOUSANDS || !head.contains("(?!") && !head.contains("(?="),
+                    "{pattern} looks ahead elsewhere"
+                );
             }
         }
     }
@@ -300,6 +363,19 @@ mod tests {
             ("llama3", "12345  \t z", &["123", "45", "  \t", " z"]),
             ("qwen2", "12 (a)\n", &["1", "2", " (", "a", ")\n"]),
             ("gpt-4o", "helloWorld's", &["hello", "World's"]),
+            ("qwen35", "e\u{301}a\u{301} x", &["e\u{301}a\u{301}", " x"]),
+            ("qwen2", "e\u{301}a", &["e", "\u{301}a"]),
+            ("glm4", "1234 It'S", &["123", "4", " It", "'S"]),
+            ("deepseek-v3", "1234中文かなa .b\n\n", &["123", "4", "中文かな", "a", " .", "b", "\n\n"]),
+            ("deepseek-r1-qwen", "1234 x", &["1", "2", "3", "4", " x"]),
+            ("deepseek-coder", "ab, 12中", &["ab", ",", " ", "1", "2", "中"]),
+            ("kimi-k2", "中文abc 1234 Ab'S", &["中文", "abc", " ", "123", "4", " Ab'S"]),
+            ("youtu", "한국 ABc 12", &["한국", " ABc", " ", "1", "2"]),
+            ("afmoe", "1234567 中", &["1", "234", "567", " ", "中"]),
+            ("tiny_aya", "123 12 x", &["123", " ", "12", " x"]),
+            ("superbpe", "in a 1000 years", &["in a ", "1", "000", " years"]),
+            ("laguna", "a \n\n b", &["a", " ", "\n\n", " b"]),
+            ("ufakzeka", "Ankara'da 12", &["Ankara", "'da", " ", "1", "2"]),
             ("tekken", "helloWorld's", &["hello", "World", "'s"]),
             ("smollm", "a 12", &["a", " ", "1", "2"]),
             ("default", "a, 1234", &["a", ",", " ", "123", "4"]),

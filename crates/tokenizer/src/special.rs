@@ -75,6 +75,7 @@ pub(crate) const END_OF_TURN: &[&str] = &[
     "<|eot_id|>",
     "<|im_end|>",
     "<|end|>",
+    "<|return|>",
     "<end_of_turn>",
     "<turn|>",
     "<|endoftext|>",
@@ -137,18 +138,28 @@ const NOT_AN_END: &[(&str, &[&str])] = &[
     ("</s>", &["<end_of_turn>"]),
 ];
 
+/// Tokens that end the generation when the other named is in the vocabulary too: GLM opens the next message
+/// instead of closing its own.
+const ALSO_AN_END: &[(&str, &str)] = &[("<|user|>", "[gMASK]"), ("<|observation|>", "[gMASK]")];
+
 /// The tokens of a vocabulary that end the generation by their name.
 pub(crate) fn end_of_generation(vocabulary: &Vocabulary) -> Vec<u32> {
-    let id = |name: &&str| vocabulary.id_of(name.as_bytes());
-    let is_end = |name: &&&str| {
-        !NOT_AN_END.iter().any(|(not, with)| *not == **name && with.iter().all(|w| id(w).is_some()))
-    };
-    END_OF_GENERATION.iter().filter(is_end).filter_map(id).collect()
+    let id = |name: &str| vocabulary.id_of(name.as_bytes());
+    let ends = END_OF_GENERATION.iter().copied().filter(|name| is_end(vocabulary, name.as_bytes()));
+    let also = ALSO_AN_END.iter().filter(|(_, with)| id(with).is_some()).map(|(name, _)| *name);
+    ends.chain(also).filter_map(id).collect()
 }
 
-/// The first token of a list of names that the vocabulary has.
+/// The first token of a list of names that end something which the vocabulary has.
 pub(crate) fn first_named(vocabulary: &Vocabulary, names: &[&str]) -> Option<u32> {
-    names.iter().find_map(|name| vocabulary.id_of(name.as_bytes()))
+    let ends = names.iter().filter(|name| is_end(vocabulary, name.as_bytes()));
+    ends.filter_map(|name| vocabulary.id_of(name.as_bytes())).next()
+}
+
+/// Whether a token of this name can end anything in this vocabulary.
+pub(crate) fn is_end(vocabulary: &Vocabulary, name: &[u8]) -> bool {
+    let there = |name: &&str| vocabulary.id_of(name.as_bytes()).is_some();
+    !NOT_AN_END.iter().any(|(not, with)| not.as_bytes() == name && with.iter().all(&there))
 }
 
 #[cfg(test)]
@@ -201,6 +212,13 @@ mod tests {
             (&["<|end|>", "<|user|>"], &[0]),
             (&["<|end|>", "<|call|>", "<|return|>"], &[2, 1]),
             (&["</s>", "<|tool_response>"], &[1]),
+            (&["<eos>", "</s>", "<|turn>", "<turn|>", "<|tool_response>", "<|channel>"], &[0, 3, 4]),
+            (&["<eos>", "<start_of_turn>", "<end_of_turn>", "</s>"], &[2, 0]),
+            (
+                &["<|endoftext|>", "[gMASK]", "<sop>", "<|user|>", "<|observation|>", "<|assistant|>"],
+                &[0, 3, 4],
+            ),
+            (&["<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>"], &[1]),
         ];
         for (texts, expected) in cases {
             let tokens: Vec<_> = texts.iter().map(|text| (*text, TokenType::Control)).collect();

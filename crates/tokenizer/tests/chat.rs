@@ -1,4 +1,4 @@
-//! Templates like those that models ship, against what Python renders (`tests/chat/expected.py`).
+//! Templates like those that models ship, against what Python renders (`tools/chat-templates/expected.py`).
 
 use std::path::Path;
 
@@ -21,23 +21,53 @@ fn render(template: &ChatTemplate, conversation: &Value) -> Result<String, Error
     template.render(&conversation["messages"], conversation.get("tools"), generate, &extra)
 }
 
+/// What Python says of rendering this.
+fn check(what: &str, found: Result<String, Error>, expected: &Value) {
+    match (&found, expected["text"].as_str(), expected["refused"].as_str()) {
+        (Ok(text), Some(expected), _) => assert_eq!(text, expected, "{what}"),
+        (Err(Error::TemplateRender { reason, .. }), None, Some(expected)) => {
+            assert_eq!(reason, expected, "{what}")
+        }
+        // Python's own errors have other words.
+        (Err(_), None, None) => {}
+        _ => panic!("{what}: expected {expected}, found {found:?}"),
+    }
+}
+
 #[test]
 fn templates_render_as_in_python() {
     let (expected, conversations) = (read("expected.json"), read("conversations.json"));
-    let mut seen = 0;
-    for (name, expected) in expected.as_object().unwrap() {
-        let source = std::fs::read_to_string(Path::new(CHAT).join(format!("{name}.jinja"))).unwrap();
+    let mut templates: Vec<_> = std::fs::read_dir(CHAT).unwrap().map(|entry| entry.unwrap().path()).collect();
+    templates.retain(|path| path.extension().is_some_and(|extension| extension == "jinja"));
+    assert!(templates.len() >= 13 && conversations.as_object().unwrap().len() >= 19);
+    for path in templates {
+        let name = path.file_stem().unwrap().to_str().unwrap();
+        let source = std::fs::read_to_string(&path).unwrap();
         let template = ChatTemplate::new(name, &source, Some("<s>"), Some("</s>")).unwrap();
-        for (conversation, expected) in expected.as_object().unwrap() {
-            match (render(&template, &conversations[conversation]), expected["text"].as_str()) {
-                (Ok(text), Some(expected)) => assert_eq!(text, expected, "{name}, {conversation}"),
-                (Err(_), None) => {}
-                (found, _) => panic!("{name}, {conversation}: expected {expected}, found {found:?}"),
-            }
-            seen += 1;
+        for (title, conversation) in conversations.as_object().unwrap() {
+            let expected = expected["templates"][name].get(title).expect("run expected.py again");
+            check(&format!("{name}, {title}"), render(&template, conversation), expected);
         }
     }
-    assert_eq!(seen, 7 * 5);
+}
+
+#[test]
+fn single_constructs_work_as_in_python() {
+    let (expected, snippets) = (read("expected.json"), read("snippets.json"));
+    for source in snippets["sources"].as_array().unwrap() {
+        let source = source.as_str().unwrap();
+        let found = ChatTemplate::new("snippet", source, Some("<s>"), Some("</s>"))
+            .and_then(|template| render(&template, &snippets["context"]));
+        check(source, found, expected["snippets"].get(source).expect("run expected.py again"));
+    }
+}
+
+#[test]
+fn nothing_is_an_empty_list() {
+    // Python refuses this, which would make many templates fail without tools or content.
+    let template =
+        ChatTemplate::new("none", "{% for tool in tools %}{{ tool }}{% endfor %}.", None, None).unwrap();
+    assert_eq!(template.render(&json!([]), None, false, &Map::new()).unwrap(), ".");
 }
 
 #[test]
@@ -94,6 +124,27 @@ fn a_file_without_a_template_gets_the_one_its_tokens_belong_to() {
         {"role": "user", "content": "V"},
     ]);
     let cases: &[(&[&str], Option<&str>)] = &[
+        (
+            &["<｜User｜>", "<｜Assistant｜>", "<｜end▁of▁sentence｜>"],
+            Some("S<｜User｜> U <｜Assistant｜>A<｜end▁of▁sentence｜><｜User｜>V<｜Assistant｜>"),
+        ),
+        (
+            &["<|start|>", "<|channel|>", "<|message|>", "<|end|>"],
+            Some(
+                "<|start|>developer<|message|># Instructions\n\nS<|end|><|start|>user<|message|> U <|end|>\
+                 <|start|>assistant<|channel|>final<|message|>A<|end|><|start|>user<|message|>V<|end|><|start|>assistant",
+            ),
+        ),
+        (
+            &["<|turn>", "<turn|>"],
+            Some(
+                "<|turn>system\nS<turn|>\n<|turn>user\nU<turn|>\n<|turn>model\nA<turn|>\n<|turn>user\nV<turn|>\n<|turn>model\n",
+            ),
+        ),
+        (
+            &["[gMASK]", "<sop>", "<|user|>", "<|assistant|>"],
+            Some("[gMASK]<sop><|system|>\nS<|user|>\n U <|assistant|>\nA<|user|>\nV<|assistant|>\n"),
+        ),
         (
             &["<|im_start|>", "<|im_end|>"],
             Some(
@@ -157,7 +208,8 @@ fn errors_name_the_key_and_the_line() {
         ("\n{{ raise_exception('No ' ~ 'way') }}", "`tokenizer.chat_template`, line 2: No way"),
         ("{{ messages.x.y }}", "`tokenizer.chat_template`, line 1: "),
         ("{{ strftime_now('%Q%') }}", "`tokenizer.chat_template`, line 1: strftime_now"),
-        ("{{ messages | tojson(ensure_ascii=true) }}", "`tokenizer.chat_template`, line 1: tojson: "),
+        ("{{ messages[::0]\n[1] }}", "`tokenizer.chat_template`, line 1: slice step cannot be zero"),
+        ("{{ nothing | tojson }}", "`tokenizer.chat_template`, line 1: tojson: "),
         ("{{ 'a' + 1 }}", "`tokenizer.chat_template`, line 1: "),
     ];
     for (source, expected) in cases {

@@ -145,6 +145,58 @@ fn bos_and_eos_follow_the_file_and_its_kind() {
 }
 
 #[test]
+fn generation_ends_where_the_family_ends_it() {
+    type Ids = &'static [(&'static str, u32)];
+    let cases: &[(&[&str], Ids, &[u32])] = &[
+        // Qwen
+        (&["<|endoftext|>", "<|im_start|>", "<|im_end|>"], &[("eos", 2)], &[0, 2]),
+        // gpt-oss: `<|end|>` closes the thoughts, not the answer, even if the file says otherwise.
+        (
+            &["<|start|>", "<|end|>", "<|message|>", "<|channel|>", "<|return|>", "<|call|>"],
+            &[("eos", 4)],
+            &[4, 5],
+        ),
+        (&["<|start|>", "<|end|>", "<|return|>", "<|call|>"], &[("eos", 2), ("eot", 1)], &[2, 3]),
+        // Gemma 3 and 4, where `</s>` is an HTML tag.
+        (&["<eos>", "<start_of_turn>", "<end_of_turn>", "</s>"], &[("eos", 0)], &[0, 2]),
+        (&["<eos>", "<|turn>", "<turn|>", "</s>", "<|tool_response>"], &[("eos", 0), ("eot", 2)], &[0, 2, 4]),
+        // DeepSeek
+        (&["<｜begin▁of▁sentence｜>", "<｜User｜>", "<｜end▁of▁sentence｜>"], &[("eos", 2)], &[2]),
+        // GLM: the model opens the next message. By the ids of the file, and by name.
+        (
+            &["<|endoftext|>", "<|user|>", "<|observation|>"],
+            &[("eos", 0), ("eot", 1), ("eom", 2)],
+            &[0, 1, 2],
+        ),
+        (&["<|endoftext|>", "<|user|>", "<|observation|>", "[gMASK]"], &[("eos", 0)], &[0, 1, 2]),
+        // Elsewhere `<|user|>` is no end.
+        (&["<|endoftext|>", "<|user|>", "<|end|>"], &[("eos", 0)], &[0, 2]),
+    ];
+    for (tokens, ids, expected) in cases {
+        let mut metadata = toy("gpt2");
+        let count = tokens.len();
+        metadata.insert(
+            "tokenizer.ggml.tokens",
+            Value::from(tokens.iter().map(|text| text.to_string()).collect::<Vec<_>>()),
+        );
+        metadata.insert("tokenizer.ggml.token_type", Value::from(vec![1i32; count]));
+        metadata.insert("tokenizer.ggml.merges", Value::from(Vec::<String>::new()));
+        for key in ["bos", "eos", "unknown"] {
+            metadata.remove(&format!("tokenizer.ggml.{key}_token_id"));
+        }
+        for (name, id) in *ids {
+            metadata.insert(format!("tokenizer.ggml.{name}_token_id"), Value::from(*id));
+        }
+        let tokenizer = Tokenizer::from_metadata(&metadata).unwrap();
+        assert_eq!(tokenizer.end_of_generation(), *expected, "{tokens:?}");
+        for &id in *expected {
+            let typed = tokenizer.encode(tokens[id as usize], Encode::default());
+            assert!(!typed.contains(&id), "{tokens:?}: users can type {}", tokens[id as usize]);
+        }
+    }
+}
+
+#[test]
 fn control_tokens_need_permission() {
     for model in ["gpt2", "llama", "gemma4"] {
         let tokenizer = changed(model, &[]).unwrap();

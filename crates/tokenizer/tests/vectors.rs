@@ -65,7 +65,12 @@ fn every_architecture_of_the_zoo_agrees_with_the_reference() {
         let bytes = std::fs::read(&path).unwrap();
         let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
         let header: serde_json::Value = serde_json::from_slice(&bytes[8..8 + length]).unwrap();
-        let Some(cases) = header["__metadata__"]["tokenizer_cases"].as_str() else { continue };
+        let Some(cases) = header["__metadata__"]["tokenizer_cases"].as_str() else {
+            // Quantised files have the vocabulary of the others, and no cases of their own.
+            assert!(path.to_string_lossy().contains("-q-"), "{} has no cases", path.display());
+            open(&path.with_extension("gguf"));
+            continue;
+        };
         let cases: Vec<(String, Vec<u32>)> = serde_json::from_str(cases).unwrap();
         seen += check(
             &path.with_extension("gguf"),

@@ -15,6 +15,60 @@ pub struct Fallback {
 /// The formats, most telling tokens first.
 pub const FALLBACKS: &[Fallback] = &[
     Fallback {
+        name: "DeepSeek",
+        tokens: &["<｜User｜>", "<｜Assistant｜>", "<｜end▁of▁sentence｜>"],
+        source: "\
+{{- bos_token }}
+{%- for message in messages %}
+    {%- if message['role'] == 'assistant' %}
+        {{- '<｜Assistant｜>' + message['content'] + '<｜end▁of▁sentence｜>' }}
+    {%- else %}
+        {{- ('<｜User｜>' if message['role'] == 'user' else '') + message['content'] }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<｜Assistant｜>' }}
+{%- endif %}",
+    },
+    Fallback {
+        name: "harmony",
+        tokens: &["<|start|>", "<|channel|>", "<|message|>", "<|end|>"],
+        source: "\
+{%- for message in messages %}
+    {%- set role = 'developer' if message['role'] == 'system' else message['role'] %}
+    {{- '<|start|>' + role + ('<|channel|>final' if role == 'assistant' else '') + '<|message|>' }}
+    {{- ('# Instructions\\n\\n' if role == 'developer' else '') + message['content'] + '<|end|>' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|start|>assistant' }}
+{%- endif %}",
+    },
+    Fallback {
+        name: "Gemma 4",
+        tokens: &["<|turn>", "<turn|>"],
+        source: "\
+{{- bos_token }}
+{%- for message in messages %}
+    {%- set role = 'model' if message['role'] == 'assistant' else message['role'] %}
+    {{- '<|turn>' + role + '\\n' + message['content'] | trim + '<turn|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|turn>model\\n' }}
+{%- endif %}",
+    },
+    Fallback {
+        name: "GLM",
+        tokens: &["[gMASK]", "<sop>", "<|user|>", "<|assistant|>"],
+        source: "\
+{{- '[gMASK]<sop>' }}
+{%- for message in messages %}
+    {{- '<|' + message['role'] + '|>\\n' + message['content'] }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|assistant|>\\n' }}
+{%- endif %}",
+    },
+    Fallback {
         name: "ChatML",
         tokens: &["<|im_start|>", "<|im_end|>"],
         source: "\
