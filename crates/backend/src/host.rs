@@ -1,8 +1,12 @@
 //! What the backends in host memory share: tensors, and the bytes of the KV cache.
 
+mod state;
+
+pub use state::State;
+
 use crate::{MatrixData, Segment};
 use half::f16;
-use torque_kv::{Freed, Plan, Sequence, Side, SidePlan, Span, centred};
+use torque_kv::{Freed, LayerPlan, Plan, Sequence, Side, SidePlan, Span, centred};
 use torque_quant::{FormatOps, rotate};
 
 /// Activations: `[rows, width]`, contiguous.
@@ -207,35 +211,37 @@ impl Tail {
 pub struct Store {
     /// The plan it was made for.
     pub plan: Plan,
-    /// `[slot][layer]`: K, V.
-    tails: Vec<Vec<[Tail; 2]>>,
-    /// `[page][layer]`: K, V.
-    pages: Vec<Vec<Option<[Part; 2]>>>,
+    /// `[slot][layer][side]`, as [`LayerPlan::sides`].
+    tails: Vec<Vec<Vec<Tail>>>,
+    /// `[page][layer][side]`, as [`LayerPlan::sides`].
+    pages: Vec<Vec<Option<Vec<Part>>>>,
+    /// `[slot][recurrent layer]`.
+    states: Vec<Vec<State>>,
 }
 
 impl Store {
     /// An empty cache.
     pub fn new(plan: &Plan, sequences: usize, batch: usize) -> Store {
         let capacity = plan.tail_capacity(batch);
-        let tails = (0..sequences)
-            .map(|_| plan.layers.iter().map(|l| l.sides.each_ref().map(|s| Tail::new(s, capacity))).collect())
-            .collect();
-        Store { plan: plan.clone(), tails, pages: Vec::new() }
+        let of_layer = |layer: &LayerPlan| layer.sides.iter().map(|s| Tail::new(s, capacity)).collect();
+        let tails = (0..sequences).map(|_| plan.layers.iter().map(of_layer).collect()).collect();
+        let states = (0..sequences).map(|_| plan.states.iter().map(State::new).collect()).collect();
+        Store { plan: plan.clone(), tails, pages: Vec::new(), states }
     }
 
-    /// The tail of one layer and side.
+    /// The tail a side of one layer is read from.
     pub fn tail(&self, slot: usize, layer: usize, side: Side) -> &Tail {
-        &self.tails[slot][layer][side as usize]
+        &self.tails[slot][layer][self.plan.layers[layer].place(side)]
     }
 
-    /// A sealed part.
+    /// The sealed part a side of one layer is read from.
     pub fn part(&self, span: Span, layer: usize, side: Side) -> &Part {
         let parts = self.pages[span.page.0 as usize][layer].as_ref();
-        &parts.expect("a sequence holds only pages that are there")[side as usize]
+        &parts.expect("a sequence holds only pages that are there")[self.plan.layers[layer].place(side)]
     }
 
-    /// The tails of one layer, K and V.
-    pub fn tails_mut(&mut self, slot: usize, layer: usize) -> &mut [Tail; 2] {
+    /// The tails of one layer: K, then V unless values lie in the keys.
+    pub fn tails_mut(&mut self, slot: usize, layer: usize) -> &mut [Tail] {
         &mut self.tails[slot][layer]
     }
 
@@ -255,11 +261,9 @@ impl Store {
         }
         let is_sink = self.plan.is_sink(span.start);
         let tails = &mut self.tails[sequence.slot];
-        let mut parts: Vec<[Part; 2]> = (self.plan.layers.iter())
-            .map(|layer| {
-                layer.sides.each_ref().map(|side| Part::new(side, side.page_format(is_sink), span.len))
-            })
-            .collect();
+        let part = |side: &SidePlan| Part::new(side, side.page_format(is_sink), span.len);
+        let mut parts: Vec<Vec<Part>> =
+            self.plan.layers.iter().map(|layer| layer.sides.iter().map(part).collect()).collect();
         let mut jobs = Vec::new();
         for (tail, part) in tails.iter().flatten().zip(parts.iter_mut().flatten()) {
             let size = part.bytes.len() / tail.side.heads;
@@ -285,21 +289,24 @@ impl Store {
         }
     }
 
-    /// Copies a tail to another slot.
+    /// Copies a tail, and the state of recurrent layers, to another slot.
     pub fn copy_tail(&mut self, from: &Sequence, to_slot: usize) {
-        if from.slot == to_slot {
+        let from_slot = from.slot;
+        if from_slot == to_slot {
             return;
         }
-        let [from, to] = self.tails.get_disjoint_mut([from.slot, to_slot]).expect("two slots of this store");
+        let [from, to] = self.tails.get_disjoint_mut([from_slot, to_slot]).expect("two slots of this store");
         for (from, to) in from.iter().flatten().zip(to.iter_mut().flatten()) {
             to.bytes.copy_from_slice(&from.bytes);
         }
+        self.copy_states(from_slot, to_slot);
     }
 
-    /// (sealed pages, tails) in bytes.
+    /// (sealed pages and snapshots, tails and states) in bytes.
     pub fn bytes(&self) -> (usize, usize) {
-        let pages = self.pages.iter().flatten().flatten().flatten().map(Part::bytes).sum();
-        let tails = self.tails.iter().flatten().flatten().map(|t| t.bytes.len()).sum();
-        (pages, tails)
+        let pages: usize = self.pages.iter().flatten().flatten().flatten().map(Part::bytes).sum();
+        let tails: usize = self.tails.iter().flatten().flatten().map(|t| t.bytes.len()).sum();
+        let (snapshots, states) = self.state_bytes();
+        (pages + snapshots, tails + states)
     }
 }

@@ -31,13 +31,17 @@ pub struct MatrixData {
     pub bytes: Bytes,
 }
 
-/// The non-linearity of a feed-forward layer.
+/// What joins a gate to what it lets through; by itself, a non-linearity: what it makes of 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Activation {
-    /// x·σ(x).
+    /// `σ(gate)·up`.
+    Sigmoid,
+    /// `silu(gate)·up`; silu(x) = x·σ(x).
     Silu,
-    /// The tanh form: 0.5 x (1 + tanh(√(2/π)(x + 0.044715 x³))).
+    /// `gelu(gate)·up`, the tanh form: gelu(x) = 0.5 x (1 + tanh(√(2/π)(x + 0.044715 x³))).
     Gelu,
+    /// That of gpt-oss: `g·σ(1.702 g)·(u + 1)` with g = min(gate, 7) and u = up between −7 and 7.
+    ClampedSwiglu,
 }
 
 /// Which channels of a head a rotary embedding pairs.
@@ -53,10 +57,34 @@ pub enum RopePairs {
 pub struct Angles<'a> {
     /// Which channels form a pair.
     pub pairs: RopePairs,
+    /// Channels of a head before the rotated ones.
+    pub first: usize,
     /// Rotated channels of a head; the others pass unchanged.
     pub channels: usize,
     /// `[rows, channels / 2]` of (cos, sin), any multiplier included.
     pub cos_sin: &'a [[f32; 2]],
+}
+
+/// Runs of columns in every row, of equal width: run g begins at `first + g·stride`.
+#[derive(Clone, Copy, Debug)]
+pub struct Runs {
+    /// Where the first begins.
+    pub first: usize,
+    /// From one to the next.
+    pub stride: usize,
+}
+
+impl Runs {
+    /// Heads of `width`, one after the other.
+    pub fn heads(width: usize) -> Runs {
+        Runs { first: 0, stride: width }
+    }
+
+    /// The columns of run g.
+    pub fn columns(&self, g: usize, width: usize) -> Range<usize> {
+        let start = self.first + g * self.stride;
+        start..start + width
+    }
 }
 
 /// Parameters of one layer's attention.
@@ -71,6 +99,47 @@ pub struct Attention<'a, V> {
     pub softcap: Option<f32>,
     /// One more logit a head in the softmax denominator, without a value: `[heads]`.
     pub sinks: Option<&'a V>,
+}
+
+/// Parameters of one gated DeltaNet layer.
+pub struct DeltaNet<'a, V> {
+    /// Ordinal among the recurrent layers.
+    pub layer: usize,
+    /// Heads of q and k.
+    pub key_heads: usize,
+    /// Heads of v, each with a state: a multiple of the key heads.
+    pub value_heads: usize,
+    /// Values of a q or k head.
+    pub key_dim: usize,
+    /// Values of a v head.
+    pub value_dim: usize,
+    /// Whether value head j has key head j mod key_heads; else j / (value_heads / key_heads).
+    pub tiled: bool,
+    /// The convolution, `[kernel, channels]`, its last row for the current token. GGUF stores it the other way
+    /// round, channel by channel.
+    pub conv: &'a V,
+    /// What multiplies the step: negative, `[value_heads]`.
+    pub decay: &'a V,
+    /// `[value_heads]`.
+    pub dt_bias: &'a V,
+    /// Added to a head's sum of squares when q and k are normalised.
+    pub eps: f32,
+}
+
+impl<V> DeltaNet<'_, V> {
+    /// Inputs of the convolution: `2·key_heads·key_dim + value_heads·value_dim`, all q heads, k heads, v heads.
+    pub fn channels(&self) -> usize {
+        2 * self.key_heads * self.key_dim + self.value_heads * self.value_dim
+    }
+
+    /// The key head of a value head.
+    pub fn key_head(&self, value_head: usize) -> usize {
+        if self.tiled {
+            value_head % self.key_heads
+        } else {
+            value_head / (self.value_heads / self.key_heads)
+        }
+    }
 }
 
 /// Rows of a batch that belong to one sequence.
@@ -89,26 +158,67 @@ impl Segment<'_> {
 }
 
 /// The experts of one layer.
-pub struct Experts<M> {
-    /// Gate projections, one an expert.
+pub struct Experts<M, V> {
+    /// Gate projections, one an expert, all of one shape.
     pub gate: Vec<M>,
-    /// Up projections.
+    /// Up projections, of the same shape.
     pub up: Vec<M>,
     /// Down projections.
     pub down: Vec<M>,
+    /// What is added to the gate projections, expert after expert: `[experts, feed_forward]`.
+    pub gate_bias: Option<V>,
+    /// To the up projections.
+    pub up_bias: Option<V>,
+    /// To the down projections: `[experts, embedding]`.
+    pub down_bias: Option<V>,
     /// Between them.
     pub activation: Activation,
 }
 
-/// How experts are chosen from router logits.
+/// What router logits say about experts. The numbers are those of `expert_gating_func`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gating {
+    /// p is the softmax over all experts.
+    Softmax = 1,
+    /// p is the sigmoid of each logit.
+    Sigmoid = 2,
+    /// Experts are chosen by logit; p is the softmax over the chosen.
+    SoftmaxOfChosen = 3,
+}
+
+/// How experts are chosen from router logits, and what they count.
 #[derive(Clone, Copy, Debug)]
-pub struct Routing {
-    /// Experts a token goes to.
+pub struct Routing<'a> {
+    /// Experts a token goes to: at most all.
     pub used: usize,
-    /// Whether the chosen weights are rescaled to sum to 1.
+    /// From logits to p.
+    pub gating: Gating,
+    /// Added to p (to the logit, if experts are chosen by it) for the choice alone: `[experts]`.
+    pub selection_bias: Option<&'a [f32]>,
+    /// Experts form this many groups of equals, and are chosen from this many of them: those with the
+    /// largest sum of their best two.
+    pub groups: Option<(usize, usize)>,
+    /// Whether the p of the chosen are rescaled to sum to 1.
     pub normalize: bool,
     /// Multiplies every weight.
     pub scale: f32,
+    /// Multiplies the output of each expert: `[experts]`.
+    pub factors: Option<&'a [f32]>,
+}
+
+impl Routing<'_> {
+    /// The usual one: the `used` likeliest, their probabilities rescaled to sum to 1.
+    pub fn top(used: usize) -> Self {
+        Routing {
+            used,
+            gating: Gating::Softmax,
+            selection_bias: None,
+            groups: None,
+            normalize: true,
+            scale: 1.0,
+            factors: None,
+        }
+    }
 }
 
 /// What a device must provide.
@@ -160,18 +270,36 @@ pub trait Backend: Send + Sync + 'static {
     fn rms_norm(&self, weight: &Self::Vector, eps: f32, x: &Self::Tensor, out: &mut Self::Tensor);
     /// [`Backend::rms_norm`] in place.
     fn rms_norm_inplace(&self, weight: &Self::Vector, eps: f32, x: &mut Self::Tensor);
-    /// `gate = activation(gate)·up`.
+    /// `x = (x − mean(x)) / √(mean((x − mean(x))²) + eps) · weight + bias`, over whole rows.
+    fn layer_norm_inplace(&self, weight: &Self::Vector, bias: &Self::Vector, eps: f32, x: &mut Self::Tensor);
+    /// `x = activation(x, 1)`.
+    fn activate(&self, activation: Activation, x: &mut Self::Tensor);
+    /// `x[t] *= σ(gate[t])`; `gate` is one value a row.
+    fn gate_rows(&self, gate: &Self::Tensor, x: &mut Self::Tensor);
+    /// Copies runs of columns: `out[t][to.first + g·to.stride + i] = x[t][from.first + g·from.stride + i]`
+    /// for g below runs, i below width.
+    fn copy_columns(
+        &self,
+        runs_by_width: [usize; 2],
+        x: &Self::Tensor,
+        from: Runs,
+        out: &mut Self::Tensor,
+        to: Runs,
+    );
+    /// A product for every run of columns: `out[t][to.first + g·to.stride + o] =
+    /// Σ_i w[g][o][i]·x[t][from.first + g·from.stride + i]`. The matrices are of one shape.
+    fn linear_runs(&self, w: &[Self::Matrix], x: &Self::Tensor, from: Runs, out: &mut Self::Tensor, to: Runs);
+    /// `gate = activation(gate, up)`.
     fn glu(&self, activation: Activation, up: &Self::Tensor, gate: &mut Self::Tensor);
     /// For each pair (a, b) of every head: `(a·cos − b·sin, a·sin + b·cos)`.
     fn rope(&self, angles: &Angles, head_dim: usize, x: &mut Self::Tensor);
     /// `out[i] = x[rows[i]]`.
     fn take_rows(&self, x: &Self::Tensor, rows: &[usize], out: &mut Self::Tensor);
-    /// `out[t] = Σ_e w_e·down_e(activation(gate_e·x[t]) · up_e·x[t])` over the `used` experts e with the
-    /// largest `p = softmax(router[t])` (ties: lower index), `w_e = p_e·scale`, or `p_e·scale/Σ p` if
-    /// normalised.
+    /// `out[t] = Σ_e w_e·(down_e·activation(gate_e·x[t] + b, up_e·x[t] + b) + b)` over the experts e that
+    /// [`scalar::route`] chooses from `router[t]`, with their weights w.
     fn experts(
         &self,
-        experts: &Experts<Self::Matrix>,
+        experts: &Experts<Self::Matrix, Self::Vector>,
         routing: &Routing,
         router: &Self::Tensor,
         x: &Self::Tensor,
@@ -181,7 +309,8 @@ pub trait Backend: Send + Sync + 'static {
     /// An empty cache for `sequences` sequences and batches of up to `batch` tokens.
     fn store(&self, plan: &Plan, sequences: usize, batch: usize) -> Self::Store;
     /// Writes the keys and values of a segment, whose tokens are appended already, to its tail.
-    /// `k` and `v` hold the whole batch: `[rows, kv_heads·head_dim]`.
+    /// `k` and `v` hold the whole batch: `[rows, kv_heads·head_dim]`. Where values lie in the keys
+    /// ([`torque_kv::KvLayer::values_in_keys`]), `v` is not read.
     fn append(
         &self,
         store: &mut Self::Store,
@@ -192,7 +321,7 @@ pub trait Backend: Send + Sync + 'static {
     );
     /// For row t at position p and each query head: `out[t] = Σ_s w_s·v_s`, w the softmax over the
     /// keys s ≤ p of the sequence, p − s < window, of `softcap(scale·q·k_s)` (and the sink).
-    /// `q` and `out`: `[rows, heads·head_dim]`. Leaves `q` unspecified.
+    /// `q` and `out`: `[rows, heads·head_dim]`, with the head sizes of K and V. Leaves `q` unspecified.
     fn attention(
         &self,
         store: &Self::Store,
@@ -201,13 +330,37 @@ pub trait Backend: Send + Sync + 'static {
         q: &mut Self::Tensor,
         out: &mut Self::Tensor,
     );
+    /// Gated DeltaNet. For row t of a sequence, `u = qkv[t]`, over the state that its row before left (zero
+    /// at first):
+    /// `c = silu(Σ_j conv[j]·u_{t − kernel + 1 + j})`, split into heads q, k and v;
+    /// `q = q / √(Σq² + eps) / √key_dim`, `k = k / √(Σk² + eps)`, head by head;
+    /// and for each value head, k and q those of its key head, `S [key_dim, value_dim]`:
+    /// `a = exp(decay·ln(1 + e^(alpha[t] + dt_bias)))`, `b = σ(beta[t])`,
+    /// `S ← a·S`, `δ = b·(v − kᵀS)`, `S ← S + k δᵀ`, `out[t] = qᵀS`.
+    ///
+    /// `qkv`: `[rows, channels]`; `alpha` and `beta`: `[rows, value_heads]`; `out`:
+    /// `[rows, value_heads·value_dim]`. Leaves the state in the store, and the snapshots of it that the
+    /// sequence names ([`Sequence::snapshots`]).
+    fn delta_net(
+        &self,
+        store: &mut Self::Store,
+        net: &DeltaNet<Self::Vector>,
+        segments: &[Segment],
+        qkv: &Self::Tensor,
+        alpha: &Self::Tensor,
+        beta: &Self::Tensor,
+        out: &mut Self::Tensor,
+    );
+    /// Takes the state of recurrent layers back to the length of `sequence`, which was truncated or cleared
+    /// just now: to the snapshot there, or to zero.
+    fn rewind(&self, store: &mut Self::Store, sequence: &Sequence);
     /// Encodes the first rows of a tail as `span.page`, all layers, and drops them from the tail.
     /// `sequence` has made the page already ([`Sequence::seal`]).
     fn seal(&self, store: &mut Self::Store, sequence: &Sequence, span: Span);
     /// Frees a page's parts of one window class.
     fn free(&self, store: &mut Self::Store, freed: &[Freed]);
-    /// Copies a tail of `tokens` tokens from one slot to another.
+    /// Copies a tail and the state of recurrent layers from one slot to another.
     fn copy_tail(&self, store: &mut Self::Store, from: &Sequence, to_slot: usize);
-    /// Bytes the store holds now: (sealed pages, tails).
+    /// Bytes the store holds now: (sealed pages and snapshots, tails and states).
     fn store_bytes(&self, store: &Self::Store) -> (usize, usize);
 }

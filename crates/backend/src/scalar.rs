@@ -2,7 +2,7 @@
 //!
 //! It is never optimised. Other backends are tested against it, op by op.
 
-use crate::host::{SealJob, Store, Tensor};
+use crate::host::{SealJob, State, Store, Tensor};
 use crate::*;
 use half::f16;
 use torque_kv::{Freed, Plan, Sequence, Side, Span};
@@ -17,12 +17,18 @@ fn dot(a: &[f32], b: &[f32]) -> f32 {
     a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>() as f32
 }
 
-fn activate(activation: Activation, x: f32) -> f32 {
-    let x = f64::from(x);
+fn activate(activation: Activation, gate: f32, up: f32) -> f32 {
+    let (g, u) = (f64::from(gate), f64::from(up));
+    let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
     let y = match activation {
-        Activation::Silu => x / (1.0 + (-x).exp()),
+        Activation::Sigmoid => sigmoid(g) * u,
+        Activation::Silu => g * sigmoid(g) * u,
         Activation::Gelu => {
-            0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x)).tanh())
+            0.5 * g * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (g + 0.044715 * g * g * g)).tanh()) * u
+        }
+        Activation::ClampedSwiglu => {
+            let (g, u) = (g.clamp(f64::NEG_INFINITY, 7.0), u.clamp(-7.0, 7.0));
+            g * sigmoid(1.702 * g) * (u + 1.0)
         }
     };
     y as f32
@@ -45,24 +51,70 @@ fn product(w: &MatrixData, x: &[f32]) -> Vec<f32> {
         .collect()
 }
 
-/// The chosen experts of a token and their weights: `p = softmax(logits)`, the `used` largest.
+/// `w·x + b` of expert e.
+fn biased_product(w: &[MatrixData], bias: &Option<Vec<f32>>, e: usize, x: &[f32]) -> Vec<f32> {
+    let mut y = product(&w[e], x);
+    if let Some(bias) = bias {
+        let width = y.len();
+        y.iter_mut().zip(&bias[e * width..][..width]).for_each(|(y, b)| *y += b);
+    }
+    y
+}
+
+/// The chosen experts of a token and their weights, the best first. Every backend's choice is this one.
 pub fn route(logits: &[f32], routing: &Routing) -> Vec<(usize, f32)> {
+    let scores = match routing.gating {
+        Gating::Softmax => softmax(logits),
+        Gating::Sigmoid => logits.iter().map(|l| 1.0 / (1.0 + (-l).exp())).collect(),
+        Gating::SoftmaxOfChosen => logits.to_vec(),
+    };
+    let mut biased = scores.clone();
+    if let Some(bias) = routing.selection_bias {
+        biased.iter_mut().zip(bias).for_each(|(score, b)| *score += b);
+    }
+    if let Some((count, used)) = routing.groups {
+        let size = logits.len() / count;
+        let best_two = |group: &[f32]| largest(group, 2).into_iter().map(|e| group[e]).sum();
+        let sums: Vec<f32> = biased.chunks_exact(size).map(best_two).collect();
+        for group in &largest(&sums, count)[used..] {
+            biased[group * size..][..size].fill(f32::NEG_INFINITY);
+        }
+    }
+    let chosen = largest(&biased, routing.used);
+    let mut weights: Vec<f32> = chosen.iter().map(|&e| scores[e]).collect();
+    if routing.gating == Gating::SoftmaxOfChosen {
+        weights = softmax(&weights);
+    }
+    if routing.normalize {
+        // Sigmoids may all be zero.
+        let sum = weights.iter().sum::<f32>().max(f32::MIN_POSITIVE);
+        weights.iter_mut().for_each(|weight| *weight /= sum);
+    }
+    let factor = |e: usize| routing.factors.map_or(1.0, |factors| factors[e]);
+    chosen.into_iter().zip(weights).map(|(e, weight)| (e, weight * routing.scale * factor(e))).collect()
+}
+
+fn softmax(logits: &[f32]) -> Vec<f32> {
     let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let weights: Vec<f32> = logits.iter().map(|l| (l - max).exp()).collect();
     let total: f32 = weights.iter().sum();
-    let mut order: Vec<usize> = (0..logits.len()).collect();
-    order.sort_by(|&a, &b| weights[b].total_cmp(&weights[a]));
-    order.truncate(routing.used);
-    let chosen: f32 = order.iter().map(|&e| weights[e]).sum();
-    let divisor = if routing.normalize { chosen } else { total };
-    order.into_iter().map(|e| (e, weights[e] / divisor * routing.scale)).collect()
+    weights.into_iter().map(|w| w / total).collect()
+}
+
+/// Indices of the n largest values, in order; of equal ones the lower index first.
+fn largest(values: &[f32], n: usize) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..values.len()).collect();
+    // NaN has a place too. Zero is added because −0 would be less than 0.
+    order.sort_by(|&a, &b| (values[b] + 0.0).total_cmp(&(values[a] + 0.0)));
+    order.truncate(n);
+    order
 }
 
 /// All keys or values of one head that a sequence holds for a layer, as numbers: (first position,
-/// `[tokens, head_dim]`), rotated if the side is.
+/// `[tokens, head_dim]`), rotated if the side is. Values that lie in the keys come as whole keys.
 fn gather(store: &Store, layer: usize, side: Side, head: usize, sequence: &Sequence) -> (usize, Vec<f32>) {
     let plan = &store.plan.layers[layer];
-    let side_plan = &plan.sides[side as usize];
+    let side_plan = plan.side(side);
     let spans = sequence.spans(plan.window_class);
     let mut values = Vec::new();
     for span in spans {
@@ -175,8 +227,45 @@ impl Backend for Scalar {
         }
     }
 
+    fn layer_norm_inplace(&self, weight: &Vec<f32>, bias: &Vec<f32>, eps: f32, x: &mut Tensor) {
+        for row in x.data_mut().chunks_exact_mut(weight.len()) {
+            let mean = row.iter().map(|x| f64::from(*x)).sum::<f64>() / row.len() as f64;
+            let variance = row.iter().map(|x| (f64::from(*x) - mean).powi(2)).sum::<f64>() / row.len() as f64;
+            let factor = 1.0 / (variance + f64::from(eps)).sqrt();
+            for ((x, w), b) in row.iter_mut().zip(weight).zip(bias) {
+                *x = ((f64::from(*x) - mean) * factor) as f32 * w + b;
+            }
+        }
+    }
+
+    fn activate(&self, activation: Activation, x: &mut Tensor) {
+        x.data_mut().iter_mut().for_each(|x| *x = activate(activation, *x, 1.0));
+    }
+
+    fn gate_rows(&self, gate: &Tensor, x: &mut Tensor) {
+        let factors: Vec<f32> = gate.data().iter().map(|g| activate(Activation::Sigmoid, *g, 1.0)).collect();
+        self.scale_rows(&factors, x);
+    }
+
+    fn copy_columns(&self, [runs, width]: [usize; 2], x: &Tensor, from: Runs, out: &mut Tensor, to: Runs) {
+        for t in 0..x.rows() {
+            for g in 0..runs {
+                out.row_mut(t)[to.columns(g, width)].copy_from_slice(&x.row(t)[from.columns(g, width)]);
+            }
+        }
+    }
+
+    fn linear_runs(&self, w: &[MatrixData], x: &Tensor, from: Runs, out: &mut Tensor, to: Runs) {
+        for (g, w) in w.iter().enumerate() {
+            for t in 0..x.rows() {
+                let y = product(w, &x.row(t)[from.columns(g, w.columns)]);
+                out.row_mut(t)[to.columns(g, w.rows)].copy_from_slice(&y);
+            }
+        }
+    }
+
     fn glu(&self, activation: Activation, up: &Tensor, gate: &mut Tensor) {
-        gate.data_mut().iter_mut().zip(up.data()).for_each(|(g, u)| *g = activate(activation, *g) * u);
+        gate.data_mut().iter_mut().zip(up.data()).for_each(|(g, u)| *g = activate(activation, *g, *u));
     }
 
     fn rope(&self, angles: &Angles, head_dim: usize, x: &mut Tensor) {
@@ -184,6 +273,7 @@ impl Backend for Scalar {
         for t in 0..x.rows() {
             let row_angles = &angles.cos_sin[t * pairs..][..pairs];
             for head in x.row_mut(t).chunks_exact_mut(head_dim) {
+                let head = &mut head[angles.first..];
                 for (i, [cos, sin]) in row_angles.iter().enumerate() {
                     let (i, j) = match angles.pairs {
                         RopePairs::Interleaved => (2 * i, 2 * i + 1),
@@ -203,7 +293,7 @@ impl Backend for Scalar {
 
     fn experts(
         &self,
-        experts: &Experts<MatrixData>,
+        experts: &Experts<MatrixData, Vec<f32>>,
         routing: &Routing,
         router: &Tensor,
         x: &Tensor,
@@ -213,10 +303,10 @@ impl Backend for Scalar {
             let sum = out.row_mut(t);
             sum.fill(0.0);
             for (e, weight) in route(router.row(t), routing) {
-                let mut inner = product(&experts.gate[e], x.row(t));
-                let up = product(&experts.up[e], x.row(t));
-                inner.iter_mut().zip(up).for_each(|(g, u)| *g = activate(experts.activation, *g) * u);
-                let y = product(&experts.down[e], &inner);
+                let mut inner = biased_product(&experts.gate, &experts.gate_bias, e, x.row(t));
+                let up = biased_product(&experts.up, &experts.up_bias, e, x.row(t));
+                inner.iter_mut().zip(up).for_each(|(g, u)| *g = activate(experts.activation, *g, u));
+                let y = biased_product(&experts.down, &experts.down_bias, e, &inner);
                 sum.iter_mut().zip(y).for_each(|(s, y)| *s += weight * y);
             }
         }
@@ -239,7 +329,8 @@ impl Backend for Scalar {
         out: &mut Tensor,
     ) {
         let plan = &store.plan.layers[attention.layer];
-        let [k_side, v_side] = &plan.sides;
+        let [k_side, v_side] = Side::BOTH.map(|side| plan.side(side));
+        let v_dim = plan.shape.head_dim[1];
         let group = attention.heads / plan.shape.heads;
         let rotation = |side: &torque_kv::SidePlan| {
             side.rotated.then(|| rotate::Head::new(side.head_dim).expect("checked by Plan::new"))
@@ -270,22 +361,85 @@ impl Backend for Scalar {
                         let max = weights.iter().copied().chain(sink).fold(f64::NEG_INFINITY, f64::max);
                         weights.iter_mut().for_each(|w| *w = (*w - max).exp());
                         let total = weights.iter().sum::<f64>() + sink.map_or(0.0, |s| (s - max).exp());
-                        let out = &mut out.row_mut(row)[head * v_side.head_dim..][..v_side.head_dim];
-                        for (channel, out) in out.iter_mut().enumerate() {
+                        let mut value = vec![0.0; v_side.head_dim];
+                        for (channel, out) in value.iter_mut().enumerate() {
                             let column = values[visible.start * v_side.head_dim..].iter().skip(channel);
                             let column = column.step_by(v_side.head_dim);
                             let sum: f64 = weights.iter().zip(column).map(|(w, v)| w * f64::from(*v)).sum();
                             *out = (sum / total) as f32;
                         }
                         if let Some(rotation) = &v_rotation {
-                            rotation.inverse(out);
+                            rotation.inverse(&mut value);
                         }
+                        // All of it, or the channels of the key that are the value.
+                        out.row_mut(row)[head * v_dim..][..v_dim].copy_from_slice(&value[..v_dim]);
                     }
                 }
             }
         }
     }
 
+    fn delta_net(
+        &self,
+        store: &mut Store,
+        net: &DeltaNet<Vec<f32>>,
+        segments: &[Segment],
+        qkv: &Tensor,
+        alpha: &Tensor,
+        beta: &Tensor,
+        out: &mut Tensor,
+    ) {
+        let (channels, key_dim, value_dim) = (net.channels(), net.key_dim, net.value_dim);
+        let kernel = net.conv.len() / channels;
+        for segment in segments {
+            store.recur(net.layer, segment, qkv, |state, rows| {
+                let inputs = State::inputs(&state.conv, qkv, &rows);
+                for (t, row) in rows.clone().enumerate() {
+                    let convolved = |channel: usize| {
+                        let taps = net.conv.iter().skip(channel).step_by(channels);
+                        let terms = taps.zip(&inputs[t..t + kernel]);
+                        let sum: f64 = terms.map(|(w, u)| f64::from(*w) * f64::from(u[channel])).sum();
+                        sum / (1.0 + (-sum).exp())
+                    };
+                    let c: Vec<f64> = (0..channels).map(convolved).collect();
+                    let (keys, values) = (net.key_heads * key_dim, 2 * net.key_heads * key_dim);
+                    let normalised = |first: usize, scale: f64| -> Vec<f64> {
+                        let head = &c[first..first + key_dim];
+                        let squares: f64 = head.iter().map(|x| x * x).sum();
+                        let factor = scale / (squares + f64::from(net.eps)).sqrt();
+                        head.iter().map(|x| x * factor).collect()
+                    };
+                    for (head, s) in state.matrix.chunks_exact_mut(key_dim * value_dim).enumerate() {
+                        let key_head = net.key_head(head);
+                        let q = normalised(key_head * key_dim, 1.0 / (key_dim as f64).sqrt());
+                        let k = normalised(keys + key_head * key_dim, 1.0);
+                        let v = &c[values + head * value_dim..][..value_dim];
+                        let step = f64::from(alpha.row(row)[head]) + f64::from(net.dt_bias[head]);
+                        let softplus = step.max(0.0) + (-step.abs()).exp().ln_1p();
+                        let a = (f64::from(net.decay[head]) * softplus).exp();
+                        let b = 1.0 / (1.0 + (-f64::from(beta.row(row)[head])).exp());
+                        let out = &mut out.row_mut(row)[head * value_dim..][..value_dim];
+                        for (column, out) in out.iter_mut().enumerate() {
+                            let at = |i: usize| i * value_dim + column;
+                            let known: f64 = (0..key_dim).map(|i| k[i] * a * f64::from(s[at(i)])).sum();
+                            let delta = b * (v[column] - known);
+                            let mut o = 0.0;
+                            for i in 0..key_dim {
+                                let new = a * f64::from(s[at(i)]) + k[i] * delta;
+                                o += q[i] * new;
+                                s[at(i)] = new as f32;
+                            }
+                            *out = o as f32;
+                        }
+                    }
+                }
+            });
+        }
+    }
+
+    fn rewind(&self, store: &mut Store, sequence: &Sequence) {
+        store.rewind(sequence);
+    }
     fn seal(&self, store: &mut Store, sequence: &Sequence, span: Span) {
         store.seal(sequence, span, |jobs| jobs.iter_mut().for_each(SealJob::run));
     }
@@ -303,8 +457,73 @@ impl Backend for Scalar {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::suite::{AttentionCase, HEAD_SIZES, check_close, relative_error};
-    use torque_kv::Policy;
+    use crate::suite::{AttentionCase, HEAD_SIZES, Random, check_close, relative_error};
+    use torque_kv::{KvLayer, Pages, Policy};
+
+    #[track_caller]
+    fn check_route(logits: &[f32], routing: &Routing, expected: &[(usize, f32)]) {
+        let (experts, weights): (Vec<usize>, Vec<f32>) = route(logits, routing).into_iter().unzip();
+        let (expected_experts, expected): (Vec<_>, Vec<_>) = expected.iter().copied().unzip();
+        assert_eq!(experts, expected_experts, "{weights:?}");
+        check_close("weights", &expected, &weights, 1e-6);
+    }
+
+    #[test]
+    fn routing_is_the_formula() {
+        // Probabilities 0.1, 0.2, 0.3, 0.4 and, as sigmoids of their own, 1/11, 1/6, 3/13, 2/7.
+        let logits = [0.1f32, 0.2, 0.3, 0.4].map(f32::ln);
+        let top = Routing::top(2);
+        check_route(&logits, &top, &[(3, 4.0 / 7.0), (2, 3.0 / 7.0)]);
+        check_route(&logits, &Routing { normalize: false, scale: 2.0, ..top }, &[(3, 0.8), (2, 0.6)]);
+        check_route(&logits, &Routing { used: 4, ..top }, &[(3, 0.4), (2, 0.3), (1, 0.2), (0, 0.1)]);
+        let sigmoid = Routing { gating: Gating::Sigmoid, normalize: false, ..top };
+        check_route(&[-1.0, 0.0, 1.0], &sigmoid, &[(2, 0.731_058_6), (1, 0.5)]);
+        check_route(
+            &[0.0, 3.0, 0.0],
+            &Routing { normalize: true, ..sigmoid },
+            &[(1, 0.655_783_5), (0, 0.344_216_5)],
+        );
+        let of_chosen = Routing { gating: Gating::SoftmaxOfChosen, normalize: false, ..top };
+        check_route(&logits, &of_chosen, &[(3, 4.0 / 7.0), (2, 3.0 / 7.0)]);
+        // A bias chooses and does not weigh; factors weigh and do not choose.
+        let bias = Routing { selection_bias: Some(&[0.5, 0.0, 0.0, 0.0]), normalize: false, ..top };
+        check_route(&logits, &bias, &[(0, 0.1), (3, 0.4)]);
+        let factors = Routing { factors: Some(&[1.0, 1.0, 10.0, 0.5]), normalize: false, ..top };
+        check_route(&logits, &factors, &[(3, 0.2), (2, 3.0)]);
+        check_route(&[f32::NEG_INFINITY; 3], &Routing { used: 1, normalize: true, ..sigmoid }, &[(0, 0.0)]);
+    }
+
+    #[test]
+    fn groups_go_by_their_best_two() {
+        // The best expert is in a group whose second is poor.
+        let logits = [3.0, -9.0, -9.0, 2.0, 2.0, -9.0, 1.0, 1.5, 1.0];
+        let routing = Routing {
+            groups: Some((3, 1)),
+            gating: Gating::SoftmaxOfChosen,
+            normalize: false,
+            ..Routing::top(2)
+        };
+        check_route(&logits, &routing, &[(3, 0.5), (4, 0.5)]);
+        let two = Routing { groups: Some((3, 2)), used: 3, gating: Gating::Sigmoid, ..routing };
+        let sigmoid = |x: f32| 1.0 / (1.0 + (-x).exp());
+        check_route(&logits, &two, &[(3, sigmoid(2.0)), (4, sigmoid(2.0)), (7, sigmoid(1.5))]);
+        // Each a group of its own.
+        let alone = Routing { groups: Some((9, 1)), used: 1, ..two };
+        check_route(&logits, &alone, &[(0, sigmoid(3.0))]);
+    }
+
+    #[test]
+    fn equals_go_by_index_and_nothing_panics() {
+        let of_chosen = Routing { gating: Gating::SoftmaxOfChosen, ..Routing::top(2) };
+        check_route(&[-0.0, 0.0, -0.0, -1.0], &of_chosen, &[(0, 0.5), (1, 0.5)]);
+        check_route(&[7.0; 5], &Routing::top(3), &[(0, 1.0 / 3.0), (1, 1.0 / 3.0), (2, 1.0 / 3.0)]);
+        let odd = [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 0.0, 1.0];
+        for gating in [Gating::Softmax, Gating::Sigmoid, Gating::SoftmaxOfChosen] {
+            let routing = Routing { gating, groups: Some((3, 2)), ..Routing::top(4) };
+            assert_eq!(route(&odd, &routing).len(), 4);
+            assert_eq!(route(&[f32::NAN; 6], &routing).len(), 4);
+        }
+    }
 
     #[test]
     fn an_f16_page_is_what_no_sealing_gives() {
@@ -314,6 +533,11 @@ mod tests {
                 AttentionCase { policy: Policy { tail: 1000, ..sealed.policy.clone() }, ..sealed.clone() };
             assert_eq!(sealed.run(&Scalar), open.run(&Scalar), "head size {head_dim}");
         }
+    }
+
+    #[test]
+    fn recurrent_states_go_back() {
+        crate::suite::check_snapshots(&Scalar);
     }
 
     #[test]
@@ -330,11 +554,43 @@ mod tests {
     }
 
     #[test]
+    fn values_in_keys_are_their_first_channels() {
+        // Where nothing is rounded, they are values that repeat those channels.
+        let latent = KvLayer { heads: 2, head_dim: [48, 32], values_in_keys: true, window: None };
+        let outputs = [latent, KvLayer { values_in_keys: false, ..latent }].map(|layer| {
+            let plan =
+                Plan::new(&Policy { page: 16, ..Policy::uniform("f32", "f32").bare() }, &[layer]).unwrap();
+            let (mut store, mut sequence) = (Scalar.store(&plan, 1, 40), Sequence::new(&plan, 0));
+            let (mut pages, mut random, mut outputs) = (Pages::default(), Random(5), Vec::new());
+            for rows in [40, 3] {
+                let k = random.gausses(rows * 2 * 48);
+                let v: Vec<f32> = k.chunks_exact(48).flat_map(|key| &key[..32]).copied().collect();
+                let mut q = Tensor::from_rows(4 * 48, &random.gausses(rows * 4 * 48));
+                let mut out = Tensor::from_rows(4 * 32, &vec![0.0; rows * 4 * 32]);
+                sequence.append(rows);
+                let segment = Segment { rows: 0..rows, sequence: &sequence };
+                let (k, v) = (Tensor::from_rows(2 * 48, &k), Tensor::from_rows(2 * 32, &v));
+                Scalar.append(&mut store, 0, &segment, &k, &v);
+                let attention = Attention { layer: 0, heads: 4, scale: 0.2, softcap: None, sinks: None };
+                Scalar.attention(&store, &attention, &[segment], &mut q, &mut out);
+                outputs.extend_from_slice(out.data());
+                while let Some(span) = sequence.seal(&plan, &mut pages) {
+                    Scalar.seal(&mut store, &sequence, span);
+                }
+            }
+            (outputs, Scalar.store_bytes(&store))
+        });
+        let [(found, (sealed, tail)), (expected, bytes)] = outputs;
+        assert_eq!(found, expected);
+        assert_eq!((sealed * (48 + 32), tail * (48 + 32)), (bytes.0 * 48, bytes.1 * 48));
+    }
+
+    #[test]
     fn windows_and_sinks_are_the_formula() {
         // One head, keys and values chosen so that weights are known: all scores equal.
         let plan = Plan::new(
             &Policy::uniform("f32", "f32").bare(),
-            &[torque_kv::KvLayer { heads: 1, head_dim: [16, 16], window: Some(3) }],
+            &[KvLayer { heads: 1, head_dim: [16, 16], values_in_keys: false, window: Some(3) }],
         )
         .unwrap();
         let (mut store, mut sequence) = (Scalar.store(&plan, 1, 8), Sequence::new(&plan, 0));

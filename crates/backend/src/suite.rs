@@ -3,7 +3,7 @@
 //! A backend's tests call these functions; a new format or op is tested before anyone remembers to.
 
 use crate::*;
-use torque_kv::{KvLayer, Pages, Policy};
+use torque_kv::{KvLayer, LayerPlan, Pages, Policy, StateShape};
 use torque_quant::{FORMATS, FormatOps};
 
 /// Pseudo-random numbers that are the same everywhere (SplitMix64).
@@ -38,6 +38,8 @@ pub struct AttentionCase {
     pub policy: Policy,
     /// K and V head size.
     pub head_dim: [usize; 2],
+    /// Whether values are the first channels of the keys.
+    pub values_in_keys: bool,
     /// KV heads.
     pub kv_heads: usize,
     /// Query heads of a KV head.
@@ -58,6 +60,7 @@ impl AttentionCase {
         AttentionCase {
             policy: Policy { page: 16, ..Policy::uniform(k, v).bare() },
             head_dim: [head_dim; 2],
+            values_in_keys: false,
             kv_heads: 2,
             group: 2,
             window: None,
@@ -68,10 +71,21 @@ impl AttentionCase {
         }
     }
 
+    /// Heads whose values are the first channels of the keys.
+    pub fn latent(format: &str, head_dim: [usize; 2]) -> AttentionCase {
+        // The format named for values does not count.
+        AttentionCase { head_dim, values_in_keys: true, ..AttentionCase::new(format, "f32", 0) }
+    }
+
     /// The outputs of every token, `[tokens, heads·head_dim]`. Keys carry a large constant, as those of
-    /// models with biases do.
+    /// models with biases do. What the store holds is what the plan says.
     pub fn run<B: Backend>(&self, backend: &B) -> Vec<f32> {
-        let layer = KvLayer { heads: self.kv_heads, head_dim: self.head_dim, window: self.window };
+        let layer = KvLayer {
+            heads: self.kv_heads,
+            head_dim: self.head_dim,
+            values_in_keys: self.values_in_keys,
+            window: self.window,
+        };
         let plan = Plan::new(&self.policy, &[layer]).expect("a valid case");
         let batch = self.chunks.iter().copied().max().unwrap_or(1);
         let (mut store, mut pages) = (backend.store(&plan, 1, batch), Pages::default());
@@ -94,7 +108,11 @@ impl AttentionCase {
             k.chunks_exact_mut(bias.len())
                 .for_each(|row| row.iter_mut().zip(&bias).for_each(|(k, b)| *k += b));
             let k = from_host(backend, tokens, &k);
-            let v = from_host(backend, tokens, &random.gausses(tokens * self.kv_heads * v_dim));
+            let mut v = random.gausses(tokens * self.kv_heads * v_dim);
+            if self.values_in_keys {
+                v.fill(f32::NAN);
+            }
+            let v = from_host(backend, tokens, &v);
             let mut q = from_host(backend, tokens, &random.gausses(tokens * heads * k_dim));
             let mut out = from_host(backend, tokens, &vec![f32::NAN; tokens * heads * v_dim]);
             sequence.append(tokens);
@@ -108,8 +126,243 @@ impl AttentionCase {
             let mut freed = Vec::new();
             sequence.expire(&plan, &mut pages, &mut freed);
             backend.free(&mut store, &freed);
+            let spans = sequence.spans(0).iter();
+            let sealed = spans.map(|span| plan.page_bytes(plan.is_sink(span.start), 0)).sum();
+            assert_eq!(backend.store_bytes(&store), (sealed, plan.tail_bytes(batch)), "{self:?}");
         }
         outputs
+    }
+}
+
+/// One gated DeltaNet layer fed with the same tokens on any backend.
+#[derive(Clone, Debug)]
+pub struct DeltaCase {
+    /// Heads of q and k, heads of v.
+    pub heads: [usize; 2],
+    /// Size of a q or k head, of a v head.
+    pub dims: [usize; 2],
+    /// Whether key heads repeat after one another, or each several times.
+    pub tiled: bool,
+    /// Taps of the convolution.
+    pub kernel: usize,
+    /// For each pass, the tokens of each sequence.
+    pub passes: Vec<Vec<usize>>,
+    /// Tokens in a page: snapshots are taken at its multiples.
+    pub page: usize,
+}
+
+impl DeltaCase {
+    /// One sequence.
+    pub fn new(heads: [usize; 2], dims: [usize; 2], tokens: &[usize]) -> DeltaCase {
+        let passes = tokens.iter().map(|&tokens| vec![tokens]).collect();
+        DeltaCase { heads, dims, tiled: true, kernel: 4, passes, page: 128 }
+    }
+
+    /// The sequences of a backend, nothing done yet.
+    pub fn start<'a, B: Backend>(&'a self, backend: &'a B) -> DeltaRun<'a, B> {
+        let ([key_heads, value_heads], [key_dim, value_dim]) = (self.heads, self.dims);
+        let channels = 2 * key_heads * key_dim + value_heads * value_dim;
+        let state =
+            StateShape { conv: [self.kernel - 1, channels], matrix: [value_heads, key_dim, value_dim] };
+        let policy = Policy { page: self.page, ..Policy::default() };
+        let plan = Plan::new(&policy, &[]).and_then(|plan| plan.with_states(vec![state; 2]));
+        let plan = plan.expect("a valid case");
+        let sequences = self.passes.iter().map(Vec::len).max().unwrap_or(0);
+        let mut random = Random(11);
+        // From heads that never forget to heads that forget all but the last token.
+        let decay: Vec<f32> = (0..value_heads).map(|j| [-1e-4, -0.05, -1.0, -30.0][j % 4]).collect();
+        DeltaRun {
+            case: self,
+            backend,
+            channels,
+            vectors: [random.gausses(self.kernel * channels), decay, random.gausses(value_heads)]
+                .map(|values| backend.vector(&values)),
+            store: backend.store(
+                &plan,
+                sequences,
+                self.passes.iter().map(|p| p.iter().sum()).max().unwrap_or(0),
+            ),
+            sequences: (0..sequences).map(|slot| Sequence::new(&plan, slot)).collect(),
+            texts: (0..sequences).collect(),
+            plan,
+        }
+    }
+
+    /// The outputs of every sequence, `[tokens, value_heads·value_dim]`.
+    pub fn run<B: Backend>(&self, backend: &B) -> Vec<Vec<f32>> {
+        let mut run = self.start(backend);
+        let mut outputs = vec![Vec::new(); run.sequences.len()];
+        for pass in &self.passes {
+            for (all, new) in outputs.iter_mut().zip(run.pass(pass)) {
+                all.extend(new);
+            }
+        }
+        outputs
+    }
+}
+
+/// A [`DeltaCase`] under way.
+pub struct DeltaRun<'a, B: Backend> {
+    case: &'a DeltaCase,
+    backend: &'a B,
+    channels: usize,
+    /// Convolution, decay, bias of the step.
+    vectors: [B::Vector; 3],
+    /// The states.
+    pub store: B::Store,
+    /// Their sequences.
+    pub sequences: Vec<Sequence>,
+    /// Which text each of them has.
+    texts: Vec<usize>,
+    /// The plan of both.
+    pub plan: Plan,
+}
+
+impl<B: Backend> DeltaRun<'_, B> {
+    /// Runs the next `tokens[i]` tokens of each sequence i; returns the outputs of each. What a token is depends
+    /// on its text and position alone.
+    pub fn pass(&mut self, tokens: &[usize]) -> Vec<Vec<f32>> {
+        let ([key_heads, value_heads], [key_dim, value_dim]) = (self.case.heads, self.case.dims);
+        let [mut qkv, mut alpha, mut beta] = [const { Vec::new() }; 3];
+        for (i, (sequence, &tokens)) in self.sequences.iter_mut().zip(tokens).enumerate() {
+            for position in sequence.len()..sequence.len() + tokens {
+                let mut random = Random((1000 * self.texts[i] + position) as u64 * 7919);
+                qkv.extend(random.gausses(self.channels));
+                alpha.extend(random.gausses(value_heads));
+                beta.extend(random.gausses(value_heads));
+            }
+            sequence.append(tokens);
+        }
+        let mut rows = 0;
+        let mut segments = Vec::new();
+        for (sequence, &tokens) in self.sequences.iter().zip(tokens).filter(|(_, tokens)| **tokens > 0) {
+            segments.push(Segment { rows: rows..rows + tokens, sequence });
+            rows += tokens;
+        }
+        let [qkv, alpha, beta] = [qkv, alpha, beta].map(|x| from_host(self.backend, rows, &x));
+        let width = value_heads * value_dim;
+        let mut out = from_host(self.backend, rows, &vec![f32::NAN; rows * width]);
+        let [conv, decay, dt_bias] = &self.vectors;
+        let tiled = self.case.tiled;
+        // A layer before the one that is asked for: states of different layers must not be mixed up.
+        for (layer, alpha, beta) in [(0, &beta, &alpha), (1, &alpha, &beta)] {
+            let net = DeltaNet {
+                layer,
+                key_heads,
+                value_heads,
+                key_dim,
+                value_dim,
+                tiled,
+                conv,
+                decay,
+                dt_bias,
+                eps: 1e-6,
+            };
+            self.backend.delta_net(&mut self.store, &net, &segments, &qkv, alpha, beta, &mut out);
+        }
+        let mut out = &to_host(self.backend, &out, rows * width)[..];
+        let mut take = |tokens: &usize| out.split_off(..tokens * width).expect("rows of this pass").to_vec();
+        tokens.iter().map(&mut take).collect()
+    }
+
+    /// Makes sequence `to`, which must be empty, a copy of `from`.
+    pub fn fork(&mut self, from: usize, to: usize) {
+        self.texts[to] = self.texts[from];
+        let [from, to] = self.sequences.get_disjoint_mut([from, to]).expect("two sequences of this run");
+        to.fork_from(from, &mut Pages::default());
+        self.backend.copy_tail(&mut self.store, from, to.slot);
+    }
+
+    /// Takes a sequence back to `to`, or to the snapshot before it. Returns its new length.
+    pub fn truncate(&mut self, sequence: usize, to: usize) -> usize {
+        let sequence = &mut self.sequences[sequence];
+        let before = sequence.len();
+        let len = sequence.truncate(to, &self.plan, &mut Pages::default(), &mut Vec::new());
+        let len = len.expect("no windows");
+        if len < before {
+            self.backend.rewind(&mut self.store, sequence);
+        }
+        len
+    }
+}
+
+/// Snapshots of a recurrent state: going back to a new one is exact, to an old one costs what 8 bits cost; a
+/// copy goes its own way; bytes are those of the plan.
+pub fn check_snapshots<B: Backend>(backend: &B) {
+    let case = DeltaCase { page: 16, passes: vec![vec![1, 0]], ..DeltaCase::new([2, 4], [64, 64], &[]) };
+    let mut run = case.start(backend);
+    let state_bytes = 2 * run.plan.state_bytes();
+    let mut straight: Vec<Vec<f32>> = Vec::new();
+    for len in 1..=200 {
+        straight.push(run.pass(&[1, 0]).swap_remove(0));
+        let snapshots = run.plan.snapshot_bytes((len / 16).min(run.plan.snapshots));
+        assert_eq!(backend.store_bytes(&run.store), (snapshots, state_bytes), "{len} tokens");
+    }
+    // The outputs of some tokens after a way back, against those of going straight on.
+    let error = |run: &mut DeltaRun<B>, sequence: usize, from: usize| {
+        let mut tokens = [0, 0];
+        tokens[sequence] = 1;
+        let found: Vec<f32> = (from..200).flat_map(|_| run.pass(&tokens).swap_remove(sequence)).collect();
+        relative_error(&straight[from..].concat(), &found)
+    };
+    assert_eq!(run.truncate(0, 200), 200);
+    for (to, expected) in [(199, 192), (192, 192), (191, 176), (180, 176)] {
+        let left = run.truncate(0, to);
+        assert_eq!(left, expected, "back to {to}");
+        assert_eq!(error(&mut run, 0, left), 0.0, "back to {to}");
+    }
+    // A copy that shares the snapshots: it costs a state alone, until its own are newer.
+    let shared = backend.store_bytes(&run.store);
+    run.fork(0, 1);
+    assert_eq!(backend.store_bytes(&run.store), shared);
+    assert_eq!(run.truncate(1, 185), 176);
+    assert_eq!(error(&mut run, 1, 176), 0.0, "a copy");
+    let oldest = run.sequences[0].snapshots().positions()[0];
+    for to in [170, 100, oldest] {
+        let left = run.truncate(0, to);
+        assert!(0 < left && left <= to, "back to {to}: {left}");
+        let error = error(&mut run, 0, left);
+        println!("back to {to}, {left}: {error:.1e}");
+        assert!(error > 0.0 && error < 5e-3, "back to {to}, {left}: {error}");
+    }
+    assert_eq!(run.truncate(0, oldest - 1), 0);
+    assert_eq!(error(&mut run, 0, 0), 0.0, "from the start");
+    assert_eq!((run.truncate(0, 0), run.truncate(1, 0)), (0, 0));
+    assert_eq!(backend.store_bytes(&run.store), (0, state_bytes));
+}
+
+/// Gated DeltaNet in many shapes and divisions into passes: `backends` against the scalar backend within
+/// `tolerance` of a head's largest output, and tokens in passes of any size against one pass.
+pub fn check_delta_net<B: Backend>(backends: &[B], tolerance: f32) {
+    let check = |case: &DeltaCase, expected: &[Vec<f32>], backend: &B| {
+        for (i, (expected, found)) in expected.iter().zip(case.run(backend)).enumerate() {
+            for head in 0..case.heads[1] {
+                let of_head = |x: &[f32]| -> Vec<f32> {
+                    let rows = x.chunks_exact(case.heads[1] * case.dims[1]);
+                    rows.flat_map(|row| &row[head * case.dims[1]..][..case.dims[1]]).copied().collect()
+                };
+                let what = format!("sequence {i}, head {head} of {case:?} on {}", backend.device());
+                check_close(&what, &of_head(expected), &of_head(&found), tolerance);
+            }
+        }
+    };
+    for (heads, dims, kernel) in
+        [([2, 4], [64, 64], 4), ([1, 3], [32, 48], 4), ([4, 4], [16, 128], 2), ([2, 8], [128, 16], 1)]
+    {
+        for tiled in [false, true] {
+            let mut case = DeltaCase { tiled, kernel, ..DeltaCase::new(heads, dims, &[300]) };
+            let expected = case.run(&Scalar);
+            let single = [&[1; 100][..], &[200]].concat();
+            let odd = [63, 1, 1, 64, 2, 65, 4, 100];
+            for sizes in [&[300][..], &single, &odd, &[3, 128, 120, 49], &[127, 2, 126, 45]] {
+                case.passes = sizes.iter().map(|&tokens| vec![tokens]).collect();
+                backends.iter().for_each(|backend| check(&case, &expected, backend));
+            }
+            let sizes = [[40, 0, 1], [1, 130, 2], [1, 1, 1], [0, 5, 70], [30, 1, 9]];
+            case.passes = sizes.map(Vec::from).into();
+            let expected = case.run(&Scalar);
+            backends.iter().for_each(|backend| check(&case, &expected, backend));
+        }
     }
 }
 
@@ -175,6 +428,351 @@ pub fn check_every_pair<B: Backend>(backend: &B, head_dims: &[usize], tolerance:
         }
     }
     cells
+}
+
+/// Head sizes of latent attention every backend must have, K and V.
+pub const LATENT_HEAD_SIZES: [[usize; 2]; 4] = [[80, 64], [160, 128], [320, 256], [576, 512]];
+
+/// As [`check_every_pair`], for values that lie in the keys: every KV format, head size by head size.
+pub fn check_values_in_keys<B: Backend>(backend: &B, tolerance: f32) {
+    for head_dim in LATENT_HEAD_SIZES {
+        let exact = AttentionCase::latent("f32", head_dim).run(&Scalar);
+        for format in FORMATS.iter().filter(|f| f.kv) {
+            let base = AttentionCase::latent(format.name, head_dim);
+            let found = base.run(backend);
+            check_close(&format!("{base:?}"), &base.run(&Scalar), &found, tolerance);
+            let (error, bound) = (relative_error(&exact, &found), error_bound(format));
+            assert!(error <= bound, "{base:?}: error {error} > {bound}");
+            // One KV head for very many heads, as models have it.
+            let one = AttentionCase { kv_heads: 1, group: 20, ..base };
+            check_case(backend, &AttentionCase { window: Some(20), sinks: true, ..one.clone() }, tolerance);
+            check_case(backend, &AttentionCase { softcap: Some(20.0), group: 16, ..one }, tolerance);
+        }
+    }
+}
+
+/// Layers with values in their keys beside others, and sequences that share pages, are cut and go on: `backend`
+/// against the scalar backend, and the scalar backend against sequences that were fed the same tokens alone.
+pub fn check_histories<B: Backend>(backend: &B, tolerance: f32) {
+    for format in ["f32", "q8_0", "turbo3"] {
+        let expected = history(&mut Cache::new(&Scalar, format));
+        let found = history(&mut Cache::new(backend, format));
+        check_close(&format!("sequences in {format}"), &expected, &found, tolerance);
+    }
+    let (cut, whole): (Vec<u64>, Vec<u64>) = ((0..50).chain(200..250).collect(), (0..120).collect());
+    let mut fresh = Cache::new(&Scalar, "f32");
+    fresh.feed(&[(0, &cut[..99]), (1, &whole[..119])]);
+    let expected = fresh.feed(&[(0, &cut[99..]), (1, &whole[119..])]);
+    let found = history(&mut Cache::new(&Scalar, "f32"));
+    check_close("sequences and their tokens alone", &expected, &found, 1e-6);
+}
+
+/// One sequence forks; it is cut inside a page and goes another way, its copy goes on. The outputs of the last
+/// token of each.
+fn history<B: Backend>(cache: &mut Cache<B>) -> Vec<f32> {
+    let tokens = |range: Range<u64>| range.collect::<Vec<_>>();
+    cache.feed(&[(0, &tokens(0..70))]);
+    cache.fork();
+    cache.truncate(50);
+    cache.feed(&[(0, &tokens(200..233)), (1, &tokens(70..90))]);
+    cache.feed(&[(1, &tokens(90..119)), (0, &tokens(233..249))]);
+    cache.feed(&[(0, &[249]), (1, &[119])])
+}
+
+/// Two sequences of three layers, fed with numbers that depend on layer and token alone.
+struct Cache<'a, B: Backend> {
+    backend: &'a B,
+    plan: Plan,
+    store: B::Store,
+    pages: Pages,
+    sequences: [Sequence; 2],
+}
+
+impl<'a, B: Backend> Cache<'a, B> {
+    const BATCH: usize = 256;
+
+    fn new(backend: &'a B, format: &str) -> Self {
+        let latent = KvLayer { heads: 1, head_dim: [80, 64], values_in_keys: true, window: None };
+        let plain = KvLayer { heads: 2, head_dim: [48, 64], values_in_keys: false, window: None };
+        let layers = [latent, plain, KvLayer { window: Some(60), ..latent }];
+        let policy = Policy { page: 16, tail: 8, sink: 16, ..Policy::uniform(format, "q4_0") };
+        let policy = if format == "f32" { Policy { v: "f32".into(), ..policy } } else { policy };
+        let plan = Plan::new(&policy, &layers).expect("a valid policy");
+        let sequences = [0, 1].map(|slot| Sequence::new(&plan, slot));
+        Cache {
+            backend,
+            store: backend.store(&plan, 2, Self::BATCH),
+            plan,
+            pages: Pages::default(),
+            sequences,
+        }
+    }
+
+    fn feed(&mut self, batch: &[(usize, &[u64])]) -> Vec<f32> {
+        let tokens: Vec<u64> = batch.iter().flat_map(|(_, tokens)| tokens.iter().copied()).collect();
+        let mut end = 0;
+        batch.iter().for_each(|(slot, tokens)| self.sequences[*slot].append(tokens.len()));
+        let segments: Vec<Segment> = (batch.iter())
+            .map(|(slot, tokens)| {
+                end += tokens.len();
+                Segment { rows: end - tokens.len()..end, sequence: &self.sequences[*slot] }
+            })
+            .collect();
+        let mut outputs = Vec::new();
+        for (layer, LayerPlan { shape, .. }) in self.plan.layers.iter().enumerate() {
+            let ([k_dim, v_dim], heads) = (shape.head_dim, 4);
+            let numbers = |width: usize, salt: u64| {
+                let row = |token: &u64| Random(token * 1000 + layer as u64 * 10 + salt).gausses(width);
+                from_host(self.backend, tokens.len(), &tokens.iter().flat_map(row).collect::<Vec<_>>())
+            };
+            let (k, v) = (numbers(shape.heads * k_dim, 0), numbers(shape.heads * v_dim, 1));
+            let (mut q, mut out) = (numbers(heads * k_dim, 2), numbers(heads * v_dim, 3));
+            for segment in &segments {
+                self.backend.append(&mut self.store, layer, segment, &k, &v);
+            }
+            let attention = Attention { layer, heads, scale: 0.2, softcap: None, sinks: None };
+            self.backend.attention(&self.store, &attention, &segments, &mut q, &mut out);
+            let out = to_host(self.backend, &out, tokens.len() * heads * v_dim);
+            let last = |segment: &Segment| &out[(segment.rows.end - 1) * heads * v_dim..][..heads * v_dim];
+            outputs.extend(segments.iter().flat_map(last));
+        }
+        let mut freed = Vec::new();
+        for sequence in &mut self.sequences {
+            while let Some(span) = sequence.seal(&self.plan, &mut self.pages) {
+                self.backend.seal(&mut self.store, sequence, span);
+            }
+            sequence.expire(&self.plan, &mut self.pages, &mut freed);
+        }
+        self.backend.free(&mut self.store, &freed);
+        outputs
+    }
+
+    /// Makes the second sequence a copy of the first.
+    fn fork(&mut self) {
+        let [from, to] = &mut self.sequences;
+        to.fork_from(from, &mut self.pages);
+        self.backend.copy_tail(&mut self.store, from, to.slot);
+    }
+
+    /// Cuts the first sequence.
+    fn truncate(&mut self, to: usize) {
+        let mut freed = Vec::new();
+        let cut = self.sequences[0].truncate(to, &self.plan, &mut self.pages, &mut freed);
+        cut.expect("no window has dropped what is needed");
+        self.backend.free(&mut self.store, &freed);
+    }
+}
+
+/// The ops on single rows against the scalar backend, at widths with and without a rest.
+pub fn check_row_ops<B: Backend>(backend: &B, tolerance: f32) {
+    for (rows, width) in [(1, 16), (3, 64), (5, 40), (2, 300), (700, 96)] {
+        let expected = row_ops(&Scalar, rows, width);
+        for ((what, expected), (_, found)) in expected.iter().zip(row_ops(backend, rows, width)) {
+            check_close(&format!("{what} of [{rows}, {width}]"), expected, &found, tolerance);
+        }
+    }
+}
+
+/// What each op makes of the same random rows.
+fn row_ops<B: Backend>(backend: &B, rows: usize, width: usize) -> Vec<(&'static str, Vec<f32>)> {
+    let mut random = Random(11);
+    let mut gausses = |n: usize| random.gausses(n).iter().map(|x| 3.0 * x + 1.0).collect::<Vec<f32>>();
+    let (x, y) = (gausses(rows * width), gausses(rows * width));
+    let (weight, bias) = (backend.vector(&gausses(width)), backend.vector(&gausses(width)));
+    let gate = from_host(backend, rows, &gausses(rows));
+    let cos_sin: Vec<[f32; 2]> = gausses(rows * 4).iter().map(|angle| [angle.cos(), angle.sin()]).collect();
+    let y_tensor = from_host(backend, rows, &y);
+    let apply = |what, op: &dyn Fn(&mut B::Tensor)| {
+        let mut x = from_host(backend, rows, &x);
+        op(&mut x);
+        (what, to_host(backend, &x, rows * width))
+    };
+    let rope = |pairs, first| {
+        let angles = Angles { pairs, first, channels: 8, cos_sin: &cos_sin };
+        move |x: &mut B::Tensor| backend.rope(&angles, width, x)
+    };
+    let [from, to] = [Runs { first: 3, stride: 5 }, Runs { first: 0, stride: 4 }];
+    vec![
+        apply("layer_norm_inplace", &|x| backend.layer_norm_inplace(&weight, &bias, 1e-5, x)),
+        apply("rms_norm_inplace", &|x| backend.rms_norm_inplace(&weight, 1e-5, x)),
+        apply("activate sigmoid", &|x| backend.activate(Activation::Sigmoid, x)),
+        apply("activate gelu", &|x| backend.activate(Activation::Gelu, x)),
+        apply("glu sigmoid", &|x| backend.glu(Activation::Sigmoid, &y_tensor, x)),
+        apply("glu silu", &|x| backend.glu(Activation::Silu, &y_tensor, x)),
+        apply("gate_rows", &|x| backend.gate_rows(&gate, x)),
+        apply("copy_columns", &|x| backend.copy_columns([2, 3], &y_tensor, from, x, to)),
+        apply("rope halves", &rope(RopePairs::Halves, 0)),
+        apply("rope interleaved from channel 5", &rope(RopePairs::Interleaved, 5)),
+    ]
+}
+
+/// Products of runs of columns against the scalar backend.
+pub fn check_linear_runs<B: Backend>(backend: &B, tolerance: f32) {
+    let format = torque_quant::by_name("f32").expect("listed");
+    let mut random = Random(13);
+    let bytes: Vec<Vec<u8>> =
+        (0..3).map(|_| random.gausses(7 * 16).iter().flat_map(|w| w.to_le_bytes()).collect()).collect();
+    for rows in [1, 4, 30] {
+        let x = random.gausses(rows * 64);
+        fn run<B: Backend>(backend: &B, w: Vec<MatrixData>, rows: usize, x: &[f32]) -> Vec<f32> {
+            let w: Vec<B::Matrix> = w.into_iter().map(|w| backend.matrix(w)).collect();
+            let (x, mut out) = (from_host(backend, rows, x), from_host(backend, rows, &vec![0.5; rows * 40]));
+            let [from, to] = [Runs { first: 2, stride: 20 }, Runs { first: 1, stride: 12 }];
+            backend.linear_runs(&w, &x, from, &mut out, to);
+            to_host(backend, &out, rows * 40)
+        }
+        let matrices = || -> Vec<MatrixData> {
+            let matrix =
+                |bytes: &Vec<u8>| MatrixData { format, rows: 7, columns: 16, bytes: bytes.clone().into() };
+            bytes.iter().map(matrix).collect()
+        };
+        let (expected, found) = (run(&Scalar, matrices(), rows, &x), run(backend, matrices(), rows, &x));
+        check_close(&format!("linear_runs of {rows} rows"), &expected, &found, tolerance);
+    }
+}
+
+/// A mixture of experts that sees the same tokens on any backend.
+#[derive(Clone, Debug)]
+pub struct ExpertsCase {
+    /// Formats of the gate, up and down projections.
+    pub formats: [&'static str; 3],
+    /// Tokens at once.
+    pub tokens: usize,
+    /// How many experts.
+    pub count: usize,
+    /// Inputs and outputs.
+    pub embedding: usize,
+    /// Width of an expert.
+    pub feed_forward: usize,
+    /// Between the projections.
+    pub activation: Activation,
+    /// Whether projections have biases.
+    pub biases: bool,
+    /// How experts are chosen.
+    pub routing: Routing<'static>,
+    /// Whether the choice has a bias.
+    pub selection_bias: bool,
+    /// Whether outputs have factors.
+    pub factors: bool,
+}
+
+impl ExpertsCase {
+    /// The two likeliest of five experts.
+    pub fn new(format: &'static str, tokens: usize) -> ExpertsCase {
+        ExpertsCase {
+            formats: [format; 3],
+            tokens,
+            count: 5,
+            embedding: 256,
+            feed_forward: 256,
+            activation: Activation::Silu,
+            biases: false,
+            routing: Routing::top(2),
+            selection_bias: false,
+            factors: false,
+        }
+    }
+
+    /// Gate, up and down projections of every expert.
+    pub fn weights(&self) -> [Vec<MatrixData>; 3] {
+        let mut random = Random(12);
+        let ([gate, up, down], outer, inner) = (self.formats, self.embedding, self.feed_forward);
+        [(gate, inner, outer), (up, inner, outer), (down, outer, inner)].map(|(format, rows, columns)| {
+            let format = torque_quant::by_name(format).expect("a format of the list");
+            let mut matrix = || {
+                let mut bytes = vec![0; rows * format.row_bytes(columns)];
+                for row in bytes.chunks_mut(format.row_bytes(columns)) {
+                    let values = random.gausses(columns);
+                    let values: Vec<f32> = values.iter().map(|x| x / (columns as f32).sqrt()).collect();
+                    format.encode_row(&values, row);
+                }
+                MatrixData { format, rows, columns, bytes: bytes.into() }
+            };
+            (0..self.count).map(|_| matrix()).collect()
+        })
+    }
+
+    /// The outputs of every token, `[tokens, embedding]`, when so many come at once.
+    pub fn run<B: Backend>(&self, backend: &B, weights: &[Vec<MatrixData>; 3], chunk: usize) -> Vec<f32> {
+        let mut random = Random(11);
+        let (count, embedding, feed_forward) = (self.count, self.embedding, self.feed_forward);
+        let bring = |matrices: &Vec<MatrixData>| matrices.iter().map(|m| backend.matrix(m.clone())).collect();
+        let [gate, up, down] = weights.each_ref().map(bring);
+        let mut bias = |width: usize| self.biases.then(|| backend.vector(&random.gausses(count * width)));
+        let [gate_bias, up_bias] = [bias(feed_forward), bias(feed_forward)];
+        let down_bias = bias(embedding);
+        let activation = self.activation;
+        let experts = Experts { gate, up, down, gate_bias, up_bias, down_bias, activation };
+        let (selection_bias, factors) = (random.gausses(count), random.gausses(count));
+        let routing = Routing {
+            selection_bias: self.selection_bias.then_some(&selection_bias),
+            factors: self.factors.then_some(&factors),
+            ..self.routing
+        };
+        // Large enough that clamps bite.
+        let x: Vec<f32> = random.gausses(self.tokens * embedding).iter().map(|x| 4.0 * x).collect();
+        let router = random.gausses(self.tokens * count);
+        let chunks = x.chunks(chunk * embedding).zip(router.chunks(chunk * count));
+        let outputs = chunks.map(|(x, router)| {
+            let rows = router.len() / count;
+            let [x, router] = [x, router].map(|values| from_host(backend, rows, values));
+            let mut out = from_host(backend, rows, &vec![f32::NAN; rows * embedding]);
+            backend.experts(&experts, &routing, &router, &x, &mut out);
+            to_host(backend, &out, rows * embedding)
+        });
+        outputs.collect::<Vec<_>>().concat()
+    }
+}
+
+/// Mixtures of experts in every weight format and with every way of routing, many tokens at once and one
+/// by one: the backends against the scalar one, within what `tolerance` says of the formats, relative to
+/// the largest output.
+pub fn check_experts<B: Backend>(backends: &[B], tolerance: impl Fn(&B, &[&'static str; 3]) -> f32) {
+    let check = |case: ExpertsCase| {
+        let weights = case.weights();
+        let expected = case.run(&Scalar, &weights, case.tokens);
+        for backend in backends {
+            for chunk in [case.tokens, 1] {
+                let what = format!("{chunk} at once on {}: {case:?}", backend.device());
+                let found = case.run(backend, &weights, chunk);
+                check_close(&what, &expected, &found, tolerance(backend, &case.formats));
+            }
+        }
+    };
+    for format in FORMATS.iter().filter(|format| format.weights) {
+        [3, 25].into_iter().for_each(|tokens| check(ExpertsCase::new(format.name, tokens)));
+    }
+    // Formats that may be read in different ways.
+    check(ExpertsCase { formats: ["q4_k", "f16", "q6_k"], ..ExpertsCase::new("f32", 9) });
+    check(ExpertsCase { formats: ["tq3_1s", "q8_0", "bf16"], ..ExpertsCase::new("f32", 9) });
+
+    for format in ["f32", "mxfp4"] {
+        let base = ExpertsCase { embedding: 96, feed_forward: 160, count: 7, ..ExpertsCase::new(format, 13) };
+        for activation in [Activation::Silu, Activation::Gelu, Activation::ClampedSwiglu] {
+            check(ExpertsCase { activation, biases: true, ..base.clone() });
+        }
+        for gating in [Gating::Softmax, Gating::Sigmoid, Gating::SoftmaxOfChosen] {
+            for (normalize, scale, used) in [(true, 1.0, 3), (false, 2.5, 7), (true, 0.5, 1)] {
+                let routing = Routing { gating, normalize, scale, ..Routing::top(used) };
+                check(ExpertsCase { routing, ..base.clone() });
+                check(ExpertsCase { routing, selection_bias: true, factors: true, ..base.clone() });
+            }
+            let routing = Routing { gating, groups: Some((4, 2)), ..Routing::top(5) };
+            check(ExpertsCase { routing, selection_bias: true, count: 12, ..base.clone() });
+        }
+    }
+    // Rows that are not whole pieces of work, and values that are not whole vectors.
+    let odd = ExpertsCase {
+        embedding: 301,
+        feed_forward: 83,
+        count: 3,
+        biases: true,
+        ..ExpertsCase::new("f32", 1)
+    };
+    [1, 2, 5, 29].into_iter().for_each(|tokens| check(ExpertsCase { tokens, ..odd.clone() }));
+    // A token alone in its group, and one expert for all.
+    check(ExpertsCase { count: 64, ..ExpertsCase::new("bf16", 3) });
+    check(ExpertsCase { count: 1, routing: Routing::top(1), ..ExpertsCase::new("bf16", 40) });
 }
 
 /// Root-mean-square difference, relative to the expected values' root-mean-square.

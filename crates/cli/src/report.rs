@@ -39,6 +39,15 @@ pub fn verbose(engine: &Engine, session: &Session, policy: &Policy) -> anyhow::R
         plan.sink_pages * plan.page,
         plan.page
     );
+    if !plan.states.is_empty() {
+        note!(
+            "state    {} recurrent layers, {}; to go back, up to {} snapshots of it, {}",
+            plan.states.len(),
+            human_bytes(plan.state_bytes() as f64),
+            plan.snapshots,
+            human_bytes(plan.snapshot_bytes(plan.snapshots) as f64)
+        );
+    }
     note!(
         "context  {} tokens, {:.2} KiB of KV per token; {} would fit in the {} that are free",
         thousands(session.context() as u64),

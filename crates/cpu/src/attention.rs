@@ -18,12 +18,16 @@ use torque_quant::gemm::Matrix;
 use torque_quant::{FloatKernels, FormatOps, rotate};
 use torque_simd::{Isa, Level, dispatch};
 
-/// Query rows of a unit.
+/// The most query rows of a unit.
 const ROWS: usize = 64;
+/// The most queries (rows × heads of a group) of a unit of more than one row, so that their partial results
+/// and scores stay in cache.
+const QUERIES: usize = 512;
 /// Query rows up to which a segment is cut into runs of pages.
 const FEW_ROWS: usize = 8;
-/// Pages in such a run.
+/// Pages in such a run, and the fewest where many heads share a KV head and every page is more work.
 const RUN: usize = 8;
+const RUN_MIN: usize = 4;
 /// Queries (rows × heads of a group) up to which codes are decoded in registers.
 const REGISTER_QUERIES: usize = 16;
 
@@ -38,7 +42,8 @@ struct Unit {
     tail: bool,
 }
 
-/// Partial results: for each unit, `[queries]` of (maximum, sum), then `[queries, head_dim]`.
+/// Partial results: for each unit, `[queries]` of (maximum, sum), then `[queries, width]`, as wide as what
+/// values are read from.
 #[derive(Default)]
 pub struct Partials {
     units: Vec<Unit>,
@@ -53,6 +58,7 @@ struct Scratch {
     scores: Vec<f32>,
     tile: Vec<f32>,
     mean: Vec<f32>,
+    value: Vec<f32>,
 }
 
 thread_local! {
@@ -119,11 +125,11 @@ pub fn attention(
 ) {
     let plan = &store.plan.layers[attention.layer];
     let group = attention.heads / plan.shape.heads;
-    let v_dim = plan.shape.head_dim[1];
+    let widths = Side::BOTH.map(|side| plan.side(side).head_dim);
     partials.plan(plan, group, segments);
     let Partials { units, values, unit_size } = partials;
 
-    let op = Op { level, float: FloatKernels::of(level), store, attention, plan, group };
+    let op = Op { level, float: FloatKernels::of(level), store, attention, plan, group, widths };
     pool.for_chunks(values, *unit_size, |i, values| {
         let unit = &units[i];
         SCRATCH.with_borrow_mut(|scratch| op.run(unit, &segments[unit.segment], q, scratch, values));
@@ -132,29 +138,36 @@ pub fn attention(
     // Merge: one job a row.
     let (width, units, values, unit_size) = (out.width(), &*units, &*values, *unit_size);
     let v_rotation = op.rotation(Side::V);
-    let merge_row = |row: usize, out: &mut [f32]| {
+    let [v_dim, v_width] = [plan.shape.head_dim[1], widths[1]];
+    let merge_row = |row: usize, out: &mut [f32], value: &mut Vec<f32>| {
+        value.resize(v_width, 0.0);
         for (head, out) in out.chunks_exact_mut(v_dim).enumerate() {
             let of_head = units.iter().zip(values.chunks_exact(unit_size));
             let of_head = of_head.filter(|(u, _)| u.kv_head == head / group && u.rows.contains(&row));
             let parts = of_head.map(|(unit, values)| {
                 let (state, out) = values.split_at(2 * unit.rows.len() * group);
                 let query = (row - unit.rows.start) * group + head % group;
-                (state[2 * query], state[2 * query + 1], &out[query * v_dim..][..v_dim])
+                (state[2 * query], state[2 * query + 1], &out[query * v_width..][..v_width])
             });
             let sink = attention.sinks.map(|sinks| sinks[head]);
             let max = parts.clone().map(|(max, ..)| max).chain(sink).fold(f32::NEG_INFINITY, f32::max);
             let mut total = sink.map_or(0.0, |sink| (sink - max).exp());
-            out.fill(0.0);
-            for (part_max, sum, value) in parts {
+            value.fill(0.0);
+            for (part_max, sum, part) in parts {
                 let factor = (part_max - max).exp();
                 total += factor * sum;
-                elementwise::add_scaled(level, factor, value, out);
+                elementwise::add_scaled(level, factor, part, value);
             }
-            elementwise::scale(level, 1.0 / total, out);
+            elementwise::scale(level, 1.0 / total, value);
             if let Some(rotation) = &v_rotation {
-                rotation.inverse(out);
+                rotation.inverse(value);
             }
+            // All of it, or the channels of the key that are the value.
+            out.copy_from_slice(&value[..v_dim]);
         }
+    };
+    let merge_row = |row: usize, out: &mut [f32]| {
+        SCRATCH.with_borrow_mut(|scratch| merge_row(row, out, &mut scratch.value));
     };
     if out.rows() == 1 {
         merge_row(0, out.data_mut());
@@ -167,13 +180,15 @@ impl Partials {
     /// Cuts the work into units, the same way whatever the number of threads.
     fn plan(&mut self, plan: &LayerPlan, group: usize, segments: &[Segment]) {
         self.units.clear();
+        let most_rows = (QUERIES / group).clamp(1, ROWS);
+        let pages = (RUN * 8 / group).clamp(RUN_MIN, RUN);
         for (index, segment) in segments.iter().enumerate() {
             let spans = segment.sequence.spans(plan.window_class).len();
-            let run = if segment.rows.len() <= FEW_ROWS { RUN } else { spans.max(1) };
+            let run = if segment.rows.len() <= FEW_ROWS { pages } else { spans.max(1) };
             let runs = spans.div_ceil(run).max(1);
             for kv_head in 0..plan.shape.heads {
-                for first in segment.rows.clone().step_by(ROWS) {
-                    let rows = first..segment.rows.end.min(first + ROWS);
+                for first in segment.rows.clone().step_by(most_rows) {
+                    let rows = first..segment.rows.end.min(first + most_rows);
                     for i in 0..runs {
                         let spans = i * run..spans.min((i + 1) * run);
                         // The tail goes with the last run.
@@ -184,7 +199,7 @@ impl Partials {
             }
         }
         let rows = self.units.iter().map(|unit| unit.rows.len()).max().unwrap_or(0);
-        self.unit_size = (rows * group * (2 + plan.shape.head_dim[1])).max(1);
+        self.unit_size = (rows * group * (2 + plan.side(Side::V).head_dim)).max(1);
         self.values.resize(self.units.len() * self.unit_size, 0.0);
     }
 }
@@ -196,6 +211,8 @@ struct Op<'a> {
     attention: &'a Attention<'a, Vec<f32>>,
     plan: &'a LayerPlan,
     group: usize,
+    /// Values of a head of what K and V are read from.
+    widths: [usize; 2],
 }
 
 /// Keys and values of one head, some consecutive tokens.
@@ -212,13 +229,13 @@ struct Piece<'a> {
 
 impl Op<'_> {
     fn rotation(&self, side: Side) -> Option<rotate::Head> {
-        let side = &self.plan.sides[side as usize];
+        let side = self.plan.side(side);
         side.rotated.then(|| rotate::Head::new(side.head_dim).expect("checked by Plan::new"))
     }
 
     /// One unit's partial results into `values`.
     fn run(&self, unit: &Unit, segment: &Segment, q: &Tensor, scratch: &mut Scratch, values: &mut [f32]) {
-        let [k_dim, _] = self.plan.shape.head_dim;
+        let [k_dim, v_width] = self.widths;
         let queries = unit.rows.len() * self.group;
         // Queries of this KV head, row by row, scaled and in the keys' domain.
         scratch.q.clear();
@@ -233,7 +250,7 @@ impl Op<'_> {
         elementwise::scale(self.level, self.attention.scale, &mut scratch.q);
 
         let (state, out) = values.split_at_mut(2 * queries);
-        let out = &mut out[..queries * self.plan.shape.head_dim[1]];
+        let out = &mut out[..queries * v_width];
         state.as_chunks_mut::<2>().0.fill([f32::NEG_INFINITY, 0.0]);
         out.fill(0.0);
         let first = segment.position() + unit.rows.start - segment.rows.start;
@@ -259,7 +276,7 @@ impl Op<'_> {
     fn sealed(&self, span: Span, kv_head: usize) -> Piece<'_> {
         let sides = Side::BOTH.map(|side| {
             let part = self.store.part(span, self.attention.layer, side);
-            let (mean, blocks) = part.head(&self.plan.sides[side as usize], kv_head);
+            let (mean, blocks) = part.head(self.plan.side(side), kv_head);
             (part.format, mean, blocks)
         });
         Piece { start: span.start, tokens: self.store.plan.page, len: span.len, sides }
@@ -275,7 +292,7 @@ impl Op<'_> {
         out: &mut [f32],
     ) {
         let (level, group) = (self.level, self.group);
-        let [k_dim, v_dim] = self.plan.shape.head_dim;
+        let [k_dim, v_width] = self.widths;
         let end = piece.start + piece.len;
         let window = self.plan.shape.window.unwrap_or(usize::MAX);
         // Nobody sees it: all keys come after the last query, or have left the first one's window.
@@ -284,7 +301,7 @@ impl Op<'_> {
         }
         let queries = positions.len() * group;
         let in_registers = queries <= REGISTER_QUERIES;
-        let Scratch { q, scores, tile, mean } = scratch;
+        let Scratch { q, scores, tile, mean, .. } = scratch;
         scores.resize(queries * piece.tokens, 0.0);
 
         let (format, k_mean, blocks) = piece.sides[0];
@@ -322,7 +339,7 @@ impl Op<'_> {
         }
         let states = state.as_chunks_mut::<2>().0.iter_mut();
         for ((scores, [max, sum]), out) in
-            scores.chunks_exact_mut(piece.tokens).zip(states).zip(out.chunks_exact_mut(v_dim))
+            scores.chunks_exact_mut(piece.tokens).zip(states).zip(out.chunks_exact_mut(v_width))
         {
             let factor = (self.float.softmax_step)(scores, max, sum);
             if factor != 1.0 {
@@ -334,17 +351,20 @@ impl Op<'_> {
         let kernels = (format.kernels)(level);
         read_mean(v_mean, mean);
         if in_registers {
-            (kernels.accumulate)(blocks, piece.tokens, v_dim, scores, out);
+            (kernels.accumulate)(blocks, piece.tokens, v_width, scores, out);
             if !mean.is_empty() {
-                for (weights, out) in scores.chunks_exact(piece.tokens).zip(out.chunks_exact_mut(v_dim)) {
+                for (weights, out) in scores.chunks_exact(piece.tokens).zip(out.chunks_exact_mut(v_width)) {
                     elementwise::add_scaled(level, weights.iter().sum(), mean, out);
                 }
             }
         } else {
-            tile.resize(piece.tokens * v_dim, 0.0);
-            (kernels.decode_tile)(blocks, piece.tokens, v_dim, tile);
-            add_mean(level, mean, tile);
-            (self.float.accumulate_tile)(tile, piece.tokens, v_dim, scores, out);
+            // Values that lie in the keys are in the tile already.
+            if !self.plan.shape.values_in_keys {
+                tile.resize(piece.tokens * v_width, 0.0);
+                (kernels.decode_tile)(blocks, piece.tokens, v_width, tile);
+                add_mean(level, mean, tile);
+            }
+            (self.float.accumulate_tile)(tile, piece.tokens, v_width, scores, out);
         }
     }
 }

@@ -60,24 +60,80 @@ pub fn softcap(level: Level, c: f32, x: &mut [f32]) {
     });
 }
 
-/// `gate = activation(gate)·up`.
-pub fn glu(level: Level, activation: Activation, up: &[f32], gate: &mut [f32]) {
+/// See [`Activation`].
+#[inline(always)]
+fn activated<I: Isa>(isa: I, activation: Activation, gate: I::F, up: I::F) -> I::F {
     match activation {
-        Activation::Silu => on!(level, |isa| math::zip(
-            isa,
-            gate,
-            up,
-            #[inline(always)]
-            |g, u| isa.mul(math::silu(isa, g), u)
-        )),
-        Activation::Gelu => on!(level, |isa| math::zip(
-            isa,
-            gate,
-            up,
-            #[inline(always)]
-            |g, u| isa.mul(math::gelu(isa, g), u)
-        )),
+        Activation::Sigmoid => isa.mul(math::sigmoid(isa, gate), up),
+        Activation::Silu => isa.mul(math::silu(isa, gate), up),
+        Activation::Gelu => isa.mul(math::gelu(isa, gate), up),
+        Activation::ClampedSwiglu => {
+            // In this order a NaN passes through.
+            let gate = isa.min(isa.splat(7.0), gate);
+            let up = isa.min(isa.splat(7.0), isa.max(isa.splat(-7.0), up));
+            let swish = isa.mul(gate, math::sigmoid(isa, isa.mul(isa.splat(1.702), gate)));
+            isa.fma(swish, up, swish)
+        }
     }
+}
+
+/// `x = activation(x, 1)`.
+pub fn activate(level: Level, activation: Activation, x: &mut [f32]) {
+    on!(level, |isa| math::map(
+        isa,
+        x,
+        #[inline(always)]
+        |x| activated(isa, activation, x, isa.splat(1.0))
+    ));
+}
+
+/// `gate = activation(gate, up)`.
+pub fn glu(level: Level, activation: Activation, up: &[f32], gate: &mut [f32]) {
+    on!(level, |isa| math::zip(
+        isa,
+        gate,
+        up,
+        #[inline(always)]
+        |g, u| activated(isa, activation, g, u)
+    ));
+}
+
+/// Layer norm of one row.
+pub fn layer_norm(level: Level, weight: &[f32], bias: &[f32], eps: f32, x: &mut [f32]) {
+    on!(level, |isa| {
+        let mean = isa.splat(sum(isa, x) / x.len() as f32);
+        math::map(
+            isa,
+            x,
+            #[inline(always)]
+            |x| isa.sub(x, mean),
+        );
+        let factor = isa.splat(1.0 / (sum_of_squares(isa, x) / x.len() as f32 + eps).sqrt());
+        math::zip(
+            isa,
+            x,
+            weight,
+            #[inline(always)]
+            |x, w| isa.mul(isa.mul(x, factor), w),
+        );
+        math::zip(
+            isa,
+            x,
+            bias,
+            #[inline(always)]
+            |x, b| isa.add(x, b),
+        );
+    });
+}
+
+#[inline(always)]
+fn sum<I: Isa>(isa: I, x: &[f32]) -> f32 {
+    let (chunks, rest) = x.as_chunks::<16>();
+    let mut sum = isa.splat(0.0);
+    for x in chunks {
+        sum = isa.add(isa.load(x), sum);
+    }
+    isa.sum(sum) + rest.iter().sum::<f32>()
 }
 
 /// Root-mean-square norm of every group as wide as the weight.
@@ -116,22 +172,20 @@ pub fn add_dots(level: Level, q: &[f32], m: &[f32], width: usize, out: &mut [f32
     });
 }
 
-/// Rotates the pairs of every head.
-pub fn rope(level: Level, pairs: RopePairs, cos_sin: &[[f32; 2]], head_dim: usize, x: &mut [f32]) {
+/// Rotates the pairs of a head.
+pub fn rope(level: Level, pairs: RopePairs, cos_sin: &[[f32; 2]], head: &mut [f32]) {
     on!(level, |isa| {
         let _ = isa;
-        for head in x.chunks_exact_mut(head_dim) {
-            match pairs {
-                RopePairs::Interleaved => {
-                    for ([a, b], [cos, sin]) in head.as_chunks_mut::<2>().0.iter_mut().zip(cos_sin) {
-                        (*a, *b) = (*a * cos - *b * sin, *a * sin + *b * cos);
-                    }
+        match pairs {
+            RopePairs::Interleaved => {
+                for ([a, b], [cos, sin]) in head.as_chunks_mut::<2>().0.iter_mut().zip(cos_sin) {
+                    (*a, *b) = (*a * cos - *b * sin, *a * sin + *b * cos);
                 }
-                RopePairs::Halves => {
-                    let (low, high) = head[..2 * cos_sin.len()].split_at_mut(cos_sin.len());
-                    for ((a, b), [cos, sin]) in low.iter_mut().zip(high).zip(cos_sin) {
-                        (*a, *b) = (*a * cos - *b * sin, *a * sin + *b * cos);
-                    }
+            }
+            RopePairs::Halves => {
+                let (low, high) = head[..2 * cos_sin.len()].split_at_mut(cos_sin.len());
+                for ((a, b), [cos, sin]) in low.iter_mut().zip(high).zip(cos_sin) {
+                    (*a, *b) = (*a * cos - *b * sin, *a * sin + *b * cos);
                 }
             }
         }

@@ -7,6 +7,7 @@
 #![deny(unsafe_code)]
 
 mod attention;
+mod delta_net;
 mod elementwise;
 mod experts;
 mod linear;
@@ -19,7 +20,9 @@ use attention::Partials;
 use linear::Matrix;
 use std::sync::Mutex;
 use torque_backend::host::{SealJob, Store, Tensor};
-use torque_backend::{Activation, Angles, Attention, Backend, Experts, MatrixData, Routing, Segment};
+use torque_backend::{
+    Activation, Angles, Attention, Backend, DeltaNet, Experts, MatrixData, Routing, Runs, Segment,
+};
 use torque_kv::{Freed, Plan, Sequence, Span};
 use torque_simd::Level;
 
@@ -41,6 +44,7 @@ pub struct Cpu {
     level: Level,
     pool: Pool,
     partials: Mutex<Partials>,
+    experts: Mutex<experts::Buffers>,
 }
 
 impl Cpu {
@@ -59,7 +63,7 @@ impl Cpu {
             }
         };
         let threads = threads.unwrap_or_else(pool::physical_cores).max(1);
-        Ok(Cpu { level, pool: Pool::new(threads), partials: Mutex::default() })
+        Ok(Cpu { level, pool: Pool::new(threads), partials: Mutex::default(), experts: Mutex::default() })
     }
 }
 
@@ -134,13 +138,36 @@ impl Backend for Cpu {
     fn rms_norm_inplace(&self, weight: &Vec<f32>, eps: f32, x: &mut Tensor) {
         self.rows(x, |level, _, row| elementwise::rms_norm(level, weight, eps, row));
     }
+    fn layer_norm_inplace(&self, weight: &Vec<f32>, bias: &Vec<f32>, eps: f32, x: &mut Tensor) {
+        self.rows(x, |level, _, row| elementwise::layer_norm(level, weight, bias, eps, row));
+    }
+    fn activate(&self, activation: Activation, x: &mut Tensor) {
+        self.rows(x, |level, _, row| elementwise::activate(level, activation, row));
+    }
+    fn gate_rows(&self, gate: &Tensor, x: &mut Tensor) {
+        let mut factors = gate.data().to_vec();
+        elementwise::activate(self.level, Activation::Sigmoid, &mut factors);
+        self.scale_rows(&factors, x);
+    }
+    fn copy_columns(&self, [runs, width]: [usize; 2], x: &Tensor, from: Runs, out: &mut Tensor, to: Runs) {
+        self.rows(out, |_, t, row| {
+            for g in 0..runs {
+                row[to.columns(g, width)].copy_from_slice(&x.row(t)[from.columns(g, width)]);
+            }
+        });
+    }
+    fn linear_runs(&self, w: &[Matrix], x: &Tensor, from: Runs, out: &mut Tensor, to: Runs) {
+        linear::runs(&self.pool, w, x, from, out, to);
+    }
     fn glu(&self, activation: Activation, up: &Tensor, gate: &mut Tensor) {
         self.rows(gate, |level, i, row| elementwise::glu(level, activation, up.row(i), row));
     }
     fn rope(&self, angles: &Angles, head_dim: usize, x: &mut Tensor) {
         let pairs = angles.channels / 2;
         self.rows(x, |level, i, row| {
-            elementwise::rope(level, angles.pairs, &angles.cos_sin[i * pairs..][..pairs], head_dim, row);
+            let cos_sin = &angles.cos_sin[i * pairs..][..pairs];
+            row.chunks_exact_mut(head_dim)
+                .for_each(|head| elementwise::rope(level, angles.pairs, cos_sin, &mut head[angles.first..]));
         });
     }
     fn take_rows(&self, x: &Tensor, rows: &[usize], out: &mut Tensor) {
@@ -148,13 +175,14 @@ impl Backend for Cpu {
     }
     fn experts(
         &self,
-        experts: &Experts<Matrix>,
+        experts: &Experts<Matrix, Vec<f32>>,
         routing: &Routing,
         router: &Tensor,
         x: &Tensor,
         out: &mut Tensor,
     ) {
-        experts::run(&self.pool, self.level, experts, routing, router, x, out);
+        let mut buffers = self.experts.lock().expect("no op panics while it holds the buffers");
+        experts::run(&self.pool, self.level, &mut buffers, experts, routing, router, x, out);
     }
 
     fn store(&self, plan: &Plan, sequences: usize, batch: usize) -> Store {
@@ -173,6 +201,21 @@ impl Backend for Cpu {
     ) {
         let mut partials = self.partials.lock().expect("no op panics while it holds the buffer");
         attention::attention(&self.pool, self.level, &mut partials, store, attention, segments, q, out);
+    }
+    fn delta_net(
+        &self,
+        store: &mut Store,
+        net: &DeltaNet<Vec<f32>>,
+        segments: &[Segment],
+        qkv: &Tensor,
+        alpha: &Tensor,
+        beta: &Tensor,
+        out: &mut Tensor,
+    ) {
+        delta_net::run(&self.pool, self.level, store, net, segments, qkv, [alpha, beta], out);
+    }
+    fn rewind(&self, store: &mut Store, sequence: &Sequence) {
+        store.rewind(sequence);
     }
     fn seal(&self, store: &mut Store, sequence: &Sequence, span: Span) {
         store.seal(sequence, span, |jobs| {
@@ -205,11 +248,22 @@ impl Cpu {
     /// `f(level, i, row i)` on every row.
     fn rows(&self, x: &mut Tensor, f: impl Fn(Level, usize, &mut [f32]) + Sync) {
         let width = x.width();
-        if x.data().len() < PARALLEL_MIN {
-            x.data_mut().chunks_exact_mut(width).enumerate().for_each(|(i, row)| f(self.level, i, row));
-        } else {
-            self.pool.for_chunks(x.data_mut(), width, |i, row| f(self.level, i, row));
-        }
+        for_chunks(&self.pool, x.data().len(), x.data_mut(), width, |i, row| f(self.level, i, row));
+    }
+}
+
+/// [`Pool::for_chunks`], on one thread if there are few `values` to work on.
+fn for_chunks<T: Send>(
+    pool: &Pool,
+    values: usize,
+    out: &mut [T],
+    chunk: usize,
+    f: impl Fn(usize, &mut [T]) + Sync,
+) {
+    if values < PARALLEL_MIN {
+        out.chunks_mut(chunk).enumerate().for_each(|(i, part)| f(i, part));
+    } else {
+        pool.for_chunks(out, chunk, f);
     }
 }
 

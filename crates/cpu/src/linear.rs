@@ -1,9 +1,9 @@
 //! Matrix products.
 
 use crate::pool::Pool;
-use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
-use torque_backend::MatrixData;
+use torque_backend::host::Tensor;
+use torque_backend::{MatrixData, Runs};
 use torque_quant::int8::{Activations8, Panel8};
 use torque_quant::{Kernels, Rotation, rotate};
 use torque_simd::Level;
@@ -13,6 +13,35 @@ pub struct Matrix {
     /// The rows, in the file's map.
     pub data: MatrixData,
     kernels: Kernels,
+    reads: Form,
+}
+
+/// What kernels of a format read activations as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    /// Floats.
+    Plain,
+    /// Floats in the domain of the codes, rotated in blocks of 32 as the weights are.
+    Rotated,
+    /// Rounded to 8 bits: within half a unit of each, products exact otherwise.
+    Rounded,
+}
+
+/// Activations of some tokens in every form that some matrices read.
+#[derive(Default)]
+pub struct Inputs {
+    plain: Vec<f32>,
+    rotated: Vec<f32>,
+    rounded: Activations8,
+}
+
+/// Activations in the form that a matrix reads.
+#[derive(Clone, Copy)]
+pub enum Input<'a> {
+    /// Plain or rotated.
+    Floats(&'a [f32]),
+    /// In whole numbers.
+    Rounded(&'a Activations8),
 }
 
 /// Tokens up to which weights are decoded in registers; above, a panel of rows is decoded for all.
@@ -26,93 +55,157 @@ const PIECE: usize = 1 << 17;
 const PANEL_ROWS: usize = 64;
 
 thread_local! {
-    /// The caller's rounded activations.
-    static ROUNDED: Cell<Activations8> = Cell::default();
-    /// A worker's panels of whole numbers and results.
-    static PANELS: RefCell<(Vec<Panel8>, Vec<f32>)> = const { RefCell::new((Vec::new(), Vec::new())) };
-    /// A worker's panel and results.
-    static SCRATCH: RefCell<(Vec<f32>, Vec<f32>)> = const { RefCell::new((Vec::new(), Vec::new())) };
+    /// The caller's activations.
+    static INPUTS: Cell<Inputs> = Cell::default();
+    /// The results of runs of columns.
+    static RUNS: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+    /// A worker's run, and what a matrix reads of it.
+    static RUN: RefCell<(Vec<f32>, Inputs)> = RefCell::default();
+    /// A worker's results.
+    static RESULTS: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    /// A worker's panel of floats.
+    static PANEL: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    /// A worker's panels of whole numbers.
+    static PANELS: RefCell<Vec<Panel8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// See [`torque_backend::Backend::linear_runs`]. A piece of work is a run.
+pub fn runs(pool: &Pool, w: &[Matrix], x: &Tensor, from: Runs, out: &mut Tensor, to: Runs) {
+    let MatrixData { rows, columns, .. } = w[0].data;
+    let tokens = x.rows();
+    // `[runs, tokens, rows]`.
+    let mut results = RUNS.take();
+    results.resize(w.len() * tokens * rows, 0.0);
+    pool.for_chunks(&mut results, tokens * rows, |g, results| {
+        RUN.with_borrow_mut(|(run, inputs)| {
+            run.clear();
+            (0..tokens).for_each(|t| run.extend_from_slice(&x.row(t)[from.columns(g, columns)]));
+            inputs.prepare(run, &[&w[g]]);
+            w[g].multiply(0, w[g].input(inputs), tokens, results);
+        });
+    });
+    for (g, results) in results.chunks_exact(tokens * rows).enumerate() {
+        for (t, y) in results.chunks_exact(rows).enumerate() {
+            out.row_mut(t)[to.columns(g, rows)].copy_from_slice(y);
+        }
+    }
+    RUNS.set(results);
 }
 
 impl Matrix {
     /// A matrix on an instruction set.
     pub fn new(data: MatrixData, level: Level) -> Matrix {
-        Matrix { kernels: (data.format.kernels)(level), data }
+        let kernels = (data.format.kernels)(level);
+        let reads = match data.format.rotation {
+            Rotation::Block32 => Form::Rotated,
+            _ if kernels.prefers_int8 => Form::Rounded,
+            _ => Form::Plain,
+        };
+        Matrix { data, kernels, reads }
     }
 
     /// `out[t][o] = Σ_i w[o][i]·x[t][i]` for `tokens` rows of x.
     pub fn product(&self, pool: &Pool, x: &[f32], tokens: usize, out: &mut [f32]) {
         let (rows, columns) = (self.data.rows, self.data.columns);
         assert_eq!((x.len(), out.len()), (tokens * columns, tokens * rows), "shapes of x and out");
-        let x = self.in_domain(x);
-        if self.kernels.prefers_int8 {
-            return self.product_int8(pool, &x, out);
-        }
-        pool.for_columns(out, rows, self.piece(tokens), |first, mut columns_out| {
-            let count = columns_out.width();
-            let row_bytes = self.data.format.row_bytes(columns);
-            let weights = &self.data.bytes[first * row_bytes..][..count * row_bytes];
-            if tokens == 1 {
-                return (self.kernels.matvec)(weights, columns, &x, 1, columns_out.row(0));
+        let mut inputs = INPUTS.take();
+        let x = match self.reads {
+            Form::Plain => Input::Floats(x),
+            _ => {
+                inputs.prepare(x, &[self]);
+                self.input(&inputs)
             }
-            SCRATCH.with_borrow_mut(|(panel, results)| {
+        };
+        pool.for_columns(out, rows, self.piece(tokens), |first, mut columns_out| {
+            if tokens == 1 {
+                return self.multiply(first, x, 1, columns_out.row(0));
+            }
+            RESULTS.with_borrow_mut(|results| {
+                let count = columns_out.width();
                 results.resize(tokens * count, 0.0);
-                if tokens <= REGISTER_TOKENS {
-                    (self.kernels.matvec)(weights, columns, &x, tokens, results);
-                } else {
-                    panel.resize(torque_quant::gemm::panel_len(count, columns), 0.0);
-                    (self.kernels.matmul)(weights, columns, &x, tokens, panel, results);
-                }
+                self.multiply(first, x, tokens, results);
                 for (t, row) in results.chunks_exact(count).enumerate() {
                     columns_out.row(t).copy_from_slice(row);
                 }
             });
         });
+        INPUTS.set(inputs);
     }
 
-    /// The same with activations rounded to 8 bits: within half a unit of each, exact otherwise.
-    fn product_int8(&self, pool: &Pool, x: &[f32], out: &mut [f32]) {
-        let (rows, columns) = (self.data.rows, self.data.columns);
+    /// Rows `first ..` of the product for all tokens, as many as fit `out`: `[tokens, rows]`.
+    pub fn multiply(&self, first: usize, x: Input, tokens: usize, out: &mut [f32]) {
+        let (columns, count) = (self.data.columns, out.len() / tokens);
         let row_bytes = self.data.format.row_bytes(columns);
-        let mut rounded = ROUNDED.take();
-        (self.kernels.round)(&mut rounded, x, columns);
-        let tokens = rounded.tokens();
-        pool.for_columns(out, rows, self.piece(tokens), |first, mut columns_out| {
-            let count = columns_out.width();
-            let weights = &self.data.bytes[first * row_bytes..][..count * row_bytes];
-            if tokens == 1 {
-                return (self.kernels.matvec8)(weights, columns, &rounded, columns_out.row(0));
+        let weights = &self.data.bytes[first * row_bytes..][..count * row_bytes];
+        let Kernels { matvec, matmul, matvec8, matmul8, .. } = self.kernels;
+        match x {
+            Input::Floats(x) if tokens <= REGISTER_TOKENS => matvec(weights, columns, x, tokens, out),
+            Input::Floats(x) => PANEL.with_borrow_mut(|panel| {
+                panel.resize(torque_quant::gemm::panel_len(count, columns), 0.0);
+                matmul(weights, columns, x, tokens, panel, out);
+            }),
+            Input::Rounded(x) if tokens <= REGISTER_TOKENS => matvec8(weights, columns, x, out),
+            Input::Rounded(x) => {
+                PANELS.with_borrow_mut(|panels| matmul8(weights, columns, x, panels, out));
             }
-            PANELS.with_borrow_mut(|(panels, results)| {
-                results.resize(tokens * count, 0.0);
-                if tokens <= REGISTER_TOKENS {
-                    (self.kernels.matvec8)(weights, columns, &rounded, results);
-                } else {
-                    (self.kernels.matmul8)(weights, columns, &rounded, panels, results);
-                }
-                for (t, row) in results.chunks_exact(count).enumerate() {
-                    columns_out.row(t).copy_from_slice(row);
-                }
-            });
-        });
-        ROUNDED.set(rounded);
+        }
+    }
+
+    /// The form of them that this matrix reads, which they were prepared in.
+    pub fn input<'a>(&self, x: &'a Inputs) -> Input<'a> {
+        match self.reads {
+            Form::Plain => Input::Floats(&x.plain),
+            Form::Rotated => Input::Floats(&x.rotated),
+            Form::Rounded => Input::Rounded(&x.rounded),
+        }
     }
 
     /// Rows in a piece of work.
-    fn piece(&self, tokens: usize) -> usize {
+    pub fn piece(&self, tokens: usize) -> usize {
         match tokens <= REGISTER_TOKENS {
             true => (PIECE / self.data.columns).clamp(4, 256).next_multiple_of(4),
             false => PANEL_ROWS,
         }
     }
+}
 
-    /// Activations in the domain of the codes: rotated in blocks of 32 for formats that rotate weights.
-    fn in_domain<'a>(&self, x: &'a [f32]) -> Cow<'a, [f32]> {
-        if self.data.format.rotation != Rotation::Block32 {
-            return x.into();
+impl Inputs {
+    /// Makes them `x` in the forms that these matrices, of one width, read.
+    pub fn prepare(&mut self, x: &[f32], readers: &[&Matrix]) {
+        for form in forms(readers) {
+            match form {
+                Form::Plain => x.clone_into(&mut self.plain),
+                Form::Rotated => {
+                    x.clone_into(&mut self.rotated);
+                    self.rotated.as_chunks_mut::<32>().0.iter_mut().for_each(rotate::block32_forward);
+                }
+                Form::Rounded => {
+                    let Matrix { kernels, data, .. } = readers[0];
+                    (kernels.round)(&mut self.rounded, x, data.columns);
+                }
+            }
         }
-        let mut x = x.to_vec();
-        x.as_chunks_mut::<32>().0.iter_mut().for_each(rotate::block32_forward);
-        x.into()
     }
+
+    /// Makes them some tokens of others, which were prepared for these matrices.
+    pub fn take_rows(&mut self, from: &Inputs, tokens: &[usize], readers: &[&Matrix]) {
+        let take = |to: &mut Vec<f32>, from: &[f32]| {
+            let columns = readers[0].data.columns;
+            to.clear();
+            tokens.iter().for_each(|t| to.extend_from_slice(&from[t * columns..][..columns]));
+        };
+        for form in forms(readers) {
+            match form {
+                Form::Plain => take(&mut self.plain, &from.plain),
+                Form::Rotated => take(&mut self.rotated, &from.rotated),
+                Form::Rounded => self.rounded.take_rows(&from.rounded, tokens),
+            }
+        }
+    }
+}
+
+/// The forms that some matrices read.
+fn forms(readers: &[&Matrix]) -> impl Iterator<Item = Form> {
+    let forms = [Form::Plain, Form::Rotated, Form::Rounded];
+    forms.into_iter().filter(|form| readers.iter().any(|matrix| matrix.reads == *form))
 }

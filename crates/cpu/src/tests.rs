@@ -2,7 +2,7 @@
 
 use super::*;
 use torque_backend::Scalar;
-use torque_backend::suite::{self, AttentionCase, Random};
+use torque_backend::suite::{self, AttentionCase, DeltaCase, ExpertsCase, Random};
 use torque_kv::Policy;
 use torque_quant::{FORMATS, Rotation};
 
@@ -41,11 +41,67 @@ fn attention_agrees_in_other_shapes() {
 }
 
 #[test]
+fn values_in_keys_agree() {
+    for backend in backends() {
+        for (format, head_dim) in [("turbo3", [576, 512]), ("q4_0", [80, 64])] {
+            suite::check_case(&backend, &AttentionCase::latent(format, head_dim), TOLERANCE);
+        }
+    }
+    let backend = Cpu::new(Some(2), None).unwrap();
+    // So many heads that rows are cut into small blocks, and decode into short runs.
+    let long = AttentionCase {
+        kv_heads: 1,
+        group: 130,
+        chunks: vec![100, 70, 1, 9],
+        ..AttentionCase::latent("turbo4", [80, 64])
+    };
+    suite::check_case(&backend, &long, TOLERANCE);
+    let policy = Policy { page: 48, tail: 24, sink: 32, ..long.policy.clone() };
+    suite::check_case(&backend, &AttentionCase { policy, window: Some(90), ..long }, TOLERANCE);
+    suite::check_values_in_keys(&backend, TOLERANCE);
+}
+
+#[test]
+fn sequences_share_pages_are_cut_and_go_on() {
+    for backend in backends() {
+        suite::check_histories(&backend, TOLERANCE);
+    }
+}
+
+#[test]
+fn delta_net_agrees_on_every_instruction_set() {
+    suite::check_delta_net(&backends(), TOLERANCE);
+}
+
+#[test]
+fn recurrent_states_go_back() {
+    suite::check_snapshots(&Cpu::new(Some(2), None).unwrap());
+}
+
+#[test]
+fn delta_net_does_not_depend_on_threads_or_instruction_set() {
+    let case = DeltaCase::new([2, 6], [64, 80], &[70, 1, 2, 200, 1]);
+    let outputs: Vec<_> = backends().iter().map(|backend| case.run(backend)).collect();
+    assert!(outputs.iter().all(|o| *o == outputs[0]));
+}
+
+#[test]
 fn results_do_not_depend_on_threads_or_instruction_set() {
     let case =
         AttentionCase { chunks: vec![70, 1, 1, 200, 1], ..AttentionCase::new("turbo4", "turbo3", 128) };
-    let outputs: Vec<_> = backends().iter().map(|backend| case.run(backend)).collect();
-    assert!(outputs.iter().all(|o| *o == outputs[0]));
+    let latent = AttentionCase { chunks: case.chunks.clone(), ..AttentionCase::latent("turbo3", [320, 256]) };
+    for case in [case, latent] {
+        let outputs: Vec<_> = backends().iter().map(|backend| case.run(backend)).collect();
+        assert!(outputs.iter().all(|o| *o == outputs[0]), "{case:?}");
+    }
+}
+
+#[test]
+fn row_ops_agree() {
+    for backend in backends() {
+        suite::check_row_ops(&backend, TOLERANCE);
+        suite::check_linear_runs(&backend, TOLERANCE);
+    }
 }
 
 #[test]
@@ -72,6 +128,59 @@ fn products_agree_for_every_weight_format() {
                     _ => TOLERANCE,
                 };
                 suite::check_close(&what, expected.data(), found.data(), tolerance);
+            }
+        }
+    }
+}
+
+/// What rounding activations to 8 bits may cost an output of two products, if any of these formats rounds.
+fn experts_tolerance(backend: &Cpu, formats: &[&'static str; 3]) -> f32 {
+    let by_name = |name| torque_quant::by_name(name).unwrap();
+    match formats.iter().any(|name| backend.rounds(by_name(name))) {
+        true => 0.02,
+        false => 4.0 * TOLERANCE,
+    }
+}
+
+#[test]
+fn experts_agree_on_every_instruction_set() {
+    suite::check_experts(&backends(), experts_tolerance);
+}
+
+#[test]
+fn experts_do_not_depend_on_threads_instruction_set_or_company() {
+    for tokens in [1, 6, 50] {
+        let case = ExpertsCase { biases: true, ..ExpertsCase::new("bf16", tokens) };
+        let weights = case.weights();
+        let run = |backend: &Cpu| [tokens, 1].map(|chunk| case.run(backend, &weights, chunk));
+        let outputs: Vec<_> = backends().iter().flat_map(run).collect();
+        assert!(outputs.iter().all(|o| *o == outputs[0]), "{tokens} tokens");
+        let case = ExpertsCase { formats: ["q4_k"; 3], ..case };
+        let weights = case.weights();
+        let run = |threads| case.run(&Cpu::new(Some(threads), None).unwrap(), &weights, tokens);
+        let outputs = [1, 2, 3].map(run);
+        assert!(outputs.iter().all(|o| *o == outputs[0]), "{tokens} tokens");
+    }
+}
+
+#[test]
+fn glu_agrees_at_its_edges() {
+    let values = [0.0, -0.0, 1.0, -1.0, 6.999, 7.0, 7.001, -7.5, 30.0, -30.0, 1e4, -1e4, f32::NAN];
+    let pairs: Vec<(f32, f32)> = values.iter().flat_map(|g| values.map(|u| (*g, u))).collect();
+    let (gate, up): (Vec<f32>, Vec<f32>) = pairs.iter().copied().unzip();
+    for activation in [Activation::Silu, Activation::Gelu, Activation::ClampedSwiglu] {
+        let run = |mut out: Vec<f32>, glu: &dyn Fn(&Tensor, &mut Tensor)| {
+            let mut gate = Tensor::from_rows(out.len(), &out);
+            glu(&Tensor::from_rows(up.len(), &up), &mut gate);
+            out.copy_from_slice(gate.data());
+            out
+        };
+        let expected = run(gate.clone(), &|up, gate| Scalar.glu(activation, up, gate));
+        for backend in backends() {
+            let found = run(gate.clone(), &|up, gate| backend.glu(activation, up, gate));
+            for ((e, f), pair) in expected.iter().zip(found).zip(&pairs) {
+                let agree = e.is_nan() && f.is_nan() || *e == f || (e - f).abs() <= 1e-6 * (1.0 + e.abs());
+                assert!(agree, "{activation:?} of {pair:?} on {}: {f}, expected {e}", backend.device());
             }
         }
     }

@@ -87,7 +87,7 @@ fn heads_table(text: &mut String) {
 }
 
 fn bits(format: &FormatOps, head_dim: usize) -> f64 {
-    let layer = KvLayer { heads: 1, head_dim: [head_dim; 2], window: None };
+    let layer = KvLayer { heads: 1, head_dim: [head_dim; 2], values_in_keys: false, window: None };
     let plan = Plan::new(&Policy::uniform(format.name, format.name), &[layer]).unwrap();
     4.0 * plan.bytes_per_token() / head_dim as f64
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use torque_backend::{Backend, Scalar};
 use torque_cpu::Cpu;
 use torque_gguf::Gguf;
-use torque_kv::{Plan, Policy};
+use torque_kv::{LayerPlan, Plan, Policy, Side};
 use torque_model::{Config, ContextOptions, Model};
 use torque_tokenizer::Tokenizer;
 
@@ -54,7 +54,7 @@ pub struct LayerKv {
     pub layer: usize,
     /// Format of sealed keys.
     pub k: &'static str,
-    /// Format of sealed values.
+    /// Format of sealed values; `in K` where values are channels of the keys and not stored.
     pub v: &'static str,
     /// KV heads × head size, keys.
     pub heads: usize,
@@ -64,6 +64,20 @@ pub struct LayerKv {
     pub window: Option<usize>,
     /// Bytes of a sealed token.
     pub bytes_per_token: f64,
+}
+
+impl LayerKv {
+    fn new(layer: usize, plan: &LayerPlan, page: usize) -> LayerKv {
+        LayerKv {
+            layer,
+            k: plan.side(Side::K).format.name,
+            v: if plan.shape.values_in_keys { "in K" } else { plan.side(Side::V).format.name },
+            heads: plan.shape.heads,
+            head_dim: plan.shape.head_dim[0],
+            window: plan.shape.window,
+            bytes_per_token: plan.bytes_per_token(page),
+        }
+    }
 }
 
 impl Engine {
@@ -135,24 +149,14 @@ impl Engine {
 
     /// The KV cache a policy gives this model.
     pub fn plan(&self, policy: &Policy) -> Result<Plan, Error> {
-        Ok(Plan::new(policy, &self.config().kv_layers()).map_err(torque_model::Error::from)?)
+        Ok(self.config().plan(policy).map_err(torque_model::Error::from)?)
     }
 
     /// The effective format of every layer and side.
     pub fn layer_kv(&self, policy: &Policy) -> Result<Vec<LayerKv>, Error> {
         let plan = self.plan(policy)?;
         Ok((plan.layers.iter().enumerate())
-            .map(|(layer, l)| LayerKv {
-                layer,
-                k: l.sides[0].format.name,
-                v: l.sides[1].format.name,
-                heads: l.shape.heads,
-                head_dim: l.shape.head_dim[0],
-                window: l.shape.window,
-                bytes_per_token: l.sides.iter().map(|s| s.part_bytes(s.format, plan.page)).sum::<usize>()
-                    as f64
-                    / plan.page as f64,
-            })
+            .map(|(ordinal, layer)| LayerKv::new(ordinal, layer, plan.page))
             .collect())
     }
 
@@ -192,4 +196,20 @@ pub fn human_bytes(bytes: f64) -> String {
         value /= 1024.0;
     }
     format!("{value:.2} TiB")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use torque_kv::KvLayer;
+
+    #[test]
+    fn formats_in_use_are_told() {
+        let latent = KvLayer { heads: 1, head_dim: [576, 512], values_in_keys: true, window: None };
+        let layers = [latent, KvLayer { values_in_keys: false, ..latent }];
+        let plan = Plan::new(&Policy::uniform("f16", "q8_0"), &layers).unwrap();
+        let told = [0, 1].map(|i| LayerKv::new(i, &plan.layers[i], plan.page));
+        assert_eq!(told.each_ref().map(|kv| (kv.k, kv.v)), [("f16", "in K"), ("f16", "q8_0")]);
+        assert_eq!(told[0].bytes_per_token, 576.0 * 2.0);
+    }
 }

@@ -32,7 +32,7 @@ pub(crate) trait Running: Send {
     fn context(&self) -> usize;
     /// Tokens in a forward pass.
     fn batch(&self) -> usize;
-    fn truncate(&mut self, sequence: usize, to: usize) -> Result<(), Error>;
+    fn truncate(&mut self, sequence: usize, to: usize) -> Result<usize, Error>;
     fn clear(&mut self, sequence: usize);
     fn kv_bytes(&self) -> (usize, usize);
     fn kv_read_bytes(&self) -> usize;
@@ -95,7 +95,7 @@ impl<B: Backend> Running for Context<B> {
     fn batch(&self) -> usize {
         self.options().batch
     }
-    fn truncate(&mut self, sequence: usize, to: usize) -> Result<(), Error> {
+    fn truncate(&mut self, sequence: usize, to: usize) -> Result<usize, Error> {
         self.truncate(sequence, to)
     }
     fn clear(&mut self, sequence: usize) {

@@ -121,25 +121,35 @@ impl Session {
     }
 
     /// Goes back to the longest common prefix with `tokens`, less one token so that logits can be
-    /// computed anew; returns its length. Sequences with sliding windows may have to start over.
+    /// computed anew, or as far as [`Session::rewind`] must; returns the length.
     pub fn rewind_to_prefix_of(&mut self, tokens: &[u32]) -> usize {
         let common = self.tokens.iter().zip(tokens).take_while(|(a, b)| a == b).count();
-        self.truncate(common.min(tokens.len().saturating_sub(1)));
+        self.rewind(common.min(tokens.len().saturating_sub(1)))
+    }
+
+    /// Forgets tokens from position `to` on, or from where the model can go back to: of a recurrent state only
+    /// snapshots are left, and where a sliding window has dropped what the rest would see, nothing is. Returns
+    /// the tokens left.
+    pub fn rewind(&mut self, to: usize) -> usize {
+        if to < self.tokens.len() {
+            self.logits.clear();
+            let left = if to == 0 { None } else { self.running.truncate(0, to).ok() };
+            if left.is_none() {
+                self.running.clear(0);
+            }
+            self.tokens.truncate(left.unwrap_or(0));
+        }
         self.tokens.len()
     }
 
-    /// Forgets tokens from position `to` on. Where a sliding window has dropped what the rest would see,
-    /// everything is forgotten.
+    /// Forgets tokens from position `to` on. Where the model can only go back further, it computes anew what lies
+    /// between.
     pub fn truncate(&mut self, to: usize) {
-        if to >= self.tokens.len() {
-            return;
-        }
-        self.logits.clear();
-        if to > 0 && self.running.truncate(0, to).is_ok() {
-            self.tokens.truncate(to);
-        } else {
-            self.running.clear(0);
-            self.tokens.clear();
-        }
+        let to = to.min(self.tokens.len());
+        let mut again = self.tokens[..to].to_vec();
+        again.drain(..self.rewind(to));
+        let result = self.running.prefill(0, &again, &mut |_| true);
+        result.expect("tokens that were there before fit and are of the vocabulary");
+        self.tokens.extend(again);
     }
 }

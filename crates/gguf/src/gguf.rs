@@ -9,7 +9,7 @@ use bytes::Bytes;
 use crate::Error;
 use crate::map::map;
 use crate::metadata::Metadata;
-use crate::read::Part;
+use crate::read::{Part, alignment, data_bytes};
 use crate::tensor_type::TensorType;
 
 const SPLIT_NUMBER: &str = "split.no";
@@ -69,6 +69,21 @@ impl Gguf {
         }
     }
 
+    /// A model of tensors that are in memory already, and need not lie in one piece.
+    pub fn from_tensors(metadata: Metadata, tensors: Vec<Tensor>) -> Result<Gguf, Error> {
+        let alignment = alignment(&metadata)?;
+        for Tensor { name, shape, kind, data } in &tensors {
+            let found = data.len() as u64;
+            if let Some(expected) = data_bytes(name, shape, *kind)?.filter(|expected| *expected != found) {
+                let (name, kind, shape) = (name.clone(), kind.to_string(), shape.clone());
+                return Err(Error::SourceLength { name, kind, shape, expected, found });
+            }
+        }
+        let mut gguf = Gguf { version: 3, alignment, metadata, tensors: Vec::new(), by_name: HashMap::new() };
+        gguf.append(tensors)?;
+        Ok(gguf)
+    }
+
     /// The version of the format: 2 or 3.
     pub fn version(&self) -> u32 {
         self.version
@@ -125,7 +140,7 @@ impl Gguf {
         let expected = first.metadata.u64(SPLIT_TENSORS).map_err(|error| error.in_file(&first_path))?;
         let mut gguf = Gguf::whole(first);
         for (path, place) in paths {
-            gguf.append(next(&path, place)?).map_err(|error| error.in_file(&path))?;
+            gguf.append(next(&path, place)?.tensors).map_err(|error| error.in_file(&path))?;
         }
 
         let found = gguf.tensors.len() as u64;
@@ -137,9 +152,9 @@ impl Gguf {
         }
     }
 
-    /// Adds the tensors of another part.
-    fn append(&mut self, part: Part) -> Result<(), Error> {
-        for tensor in part.tensors {
+    /// Adds tensors.
+    fn append(&mut self, tensors: Vec<Tensor>) -> Result<(), Error> {
+        for tensor in tensors {
             if self.by_name.insert(tensor.name.clone(), self.tensors.len()).is_some() {
                 return Err(Error::DuplicateTensor { name: tensor.name });
             }
@@ -246,6 +261,22 @@ mod tests {
             let span = last.zip(first).map_or(0, |(last, first)| last - first);
             assert_eq!(span.next_multiple_of(gguf.alignment() as usize), bytes, "{path:?}");
         }
+    }
+
+    #[test]
+    fn tensors_in_memory_are_a_model() {
+        let tensor = |name: &str, bytes: usize| Tensor {
+            name: name.into(),
+            shape: vec![2, 3],
+            kind: TensorType::F32,
+            data: vec![0; bytes].into(),
+        };
+        let open = |tensors| Gguf::from_tensors(Metadata::default(), tensors);
+        let gguf = open(vec![tensor("a", 24), tensor("b", 24)]).unwrap();
+        assert_eq!((gguf.tensors().len(), gguf.tensor("b").unwrap().data.len()), (2, 24));
+        let error = |tensors| open(tensors).unwrap_err().to_string();
+        assert_eq!(error(vec![tensor("a", 24), tensor("a", 24)]), "tensor `a` appears twice");
+        assert!(error(vec![tensor("a", 23)]).contains("23"), "{}", error(vec![tensor("a", 23)]));
     }
 
     #[test]

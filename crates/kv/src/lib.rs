@@ -5,15 +5,20 @@
 //! per layer and [`Side`]. New tokens go to the *open tail* of their sequence; the oldest of them are
 //! sealed into a page once there are enough newer ones. Sealed pages are immutable and
 //! reference-counted. A backend keeps the bytes under the same [`PageId`]s.
+//!
+//! Recurrent layers have a state of constant size instead. It cannot be taken back token by token, so a
+//! sequence keeps *snapshots* of it: copies made at page boundaries, newest ones exact, a bounded number.
 #![forbid(unsafe_code)]
 
 mod plan;
 mod policy;
 mod sequence;
+mod state;
 
 pub use plan::{KvLayer, LayerPlan, Plan, SidePlan, centred};
 pub use policy::{LayerRule, Policy, PolicyError};
 pub use sequence::{Freed, PageId, Pages, Sequence, Span, TruncateError};
+pub use state::{EXACT_SNAPSHOTS, Snapshots, StateShape};
 
 /// Keys or values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,6 +1,7 @@
 //! The plan of a cache: a policy applied to a model's layers, every number checked once.
 
-use crate::{Policy, PolicyError, Side};
+use crate::state::snapshot_bytes;
+use crate::{Policy, PolicyError, Side, StateShape};
 use torque_quant::{FormatOps, Rotation, by_name, rotate};
 
 /// The shape of one layer that has KV.
@@ -10,6 +11,9 @@ pub struct KvLayer {
     pub heads: usize,
     /// Values of one head, K and V.
     pub head_dim: [usize; 2],
+    /// Whether values are the first channels of the keys, as in multi-head latent attention: one vector a
+    /// token, which is stored once, and in the format of keys.
+    pub values_in_keys: bool,
     /// Sliding window: a query sees this many newest keys, itself included.
     pub window: Option<usize>,
 }
@@ -19,6 +23,10 @@ pub struct KvLayer {
 pub struct Plan {
     /// Layers that have KV, in order.
     pub layers: Vec<LayerPlan>,
+    /// Layers that have a recurrent state instead, in order.
+    pub states: Vec<StateShape>,
+    /// The most snapshots of that state a sequence keeps.
+    pub snapshots: usize,
     /// The distinct windows of the layers; a page's parts are freed window by window.
     pub windows: Vec<Option<usize>>,
     /// Tokens in a page.
@@ -36,8 +44,8 @@ pub struct LayerPlan {
     pub shape: KvLayer,
     /// Index into [`Plan::windows`].
     pub window_class: usize,
-    /// K, then V.
-    pub sides: [SidePlan; 2],
+    /// What is stored: K, then V unless values lie in the keys.
+    pub sides: Vec<SidePlan>,
 }
 
 /// Keys or values of one layer.
@@ -53,6 +61,23 @@ pub struct SidePlan {
     pub exact: &'static FormatOps,
     /// Whether heads are stored rotated, in every page and in the tail.
     pub rotated: bool,
+}
+
+impl LayerPlan {
+    /// Where a side lies in [`LayerPlan::sides`]: values that lie in the keys, where the keys do.
+    pub fn place(&self, side: Side) -> usize {
+        (side as usize).min(self.sides.len() - 1)
+    }
+
+    /// What a side is read from: the keys, for values that lie in them.
+    pub fn side(&self, side: Side) -> &SidePlan {
+        &self.sides[self.place(side)]
+    }
+
+    /// Bytes per token of sealed pages of `page` tokens.
+    pub fn bytes_per_token(&self, page: usize) -> f64 {
+        self.sides.iter().map(|side| side.part_bytes(side.format, page)).sum::<usize>() as f64 / page as f64
+    }
 }
 
 impl SidePlan {
@@ -113,15 +138,32 @@ impl Plan {
                     by_name(if format.name == "f32" { "f32" } else { "f16" }).expect("both are listed");
                 Ok(SidePlan { heads: shape.heads, head_dim, format, exact, rotated })
             };
-            plans.push(LayerPlan { shape: *shape, window_class, sides: [side(Side::K)?, side(Side::V)?] });
+            let mut sides = vec![side(Side::K)?];
+            if shape.values_in_keys {
+                assert!(shape.head_dim[1] <= shape.head_dim[0], "values are channels of the keys");
+            } else {
+                sides.push(side(Side::V)?);
+            }
+            plans.push(LayerPlan { shape: *shape, window_class, sides });
         }
         Ok(Plan {
             layers: plans,
+            states: Vec::new(),
+            snapshots: policy.snapshots,
             windows,
             page: policy.page,
             tail: policy.tail,
             sink_pages: policy.sink.div_ceil(policy.page),
         })
+    }
+
+    /// Adds a model's recurrent layers.
+    pub fn with_states(self, states: Vec<StateShape>) -> Result<Plan, PolicyError> {
+        let sizes = states.iter().flat_map(|s| [s.matrix[1], s.matrix[2]]);
+        match sizes.into_iter().find(|size| *size == 0 || !size.is_multiple_of(16)) {
+            Some(size) => Err(PolicyError::StateSize(size)),
+            None => Ok(Plan { states, ..self }),
+        }
     }
 
     /// Rows a tail must hold when up to `batch` tokens arrive at once.
@@ -151,8 +193,18 @@ impl Plan {
         token * self.tail_capacity(batch)
     }
 
+    /// Bytes of the recurrent state of one sequence, however long it is.
+    pub fn state_bytes(&self) -> usize {
+        self.states.iter().map(StateShape::bytes).sum()
+    }
+
+    /// Bytes of `snapshots` snapshots of it.
+    pub fn snapshot_bytes(&self, snapshots: usize) -> usize {
+        self.states.iter().map(|state| snapshot_bytes(state, snapshots)).sum()
+    }
+
     /// The most bytes a sequence takes while it grows to `tokens` tokens, its tail for batches of `batch`
-    /// included.
+    /// and its recurrent state included.
     pub fn sequence_bytes(&self, tokens: usize, batch: usize) -> usize {
         let sealed = tokens.saturating_sub(self.tail);
         let classes = self.windows.iter().enumerate().map(|(class, window)| {
@@ -164,12 +216,13 @@ impl Plan {
             let sealed = (pages - sinks).saturating_mul(self.page_bytes(false, class));
             sealed.saturating_add(sinks * self.page_bytes(true, class))
         });
-        classes.fold(self.tail_bytes(batch), usize::saturating_add)
+        let snapshots = self.snapshot_bytes(self.snapshots.min(tokens / self.page));
+        classes.fold(self.tail_bytes(batch) + self.state_bytes() + snapshots, usize::saturating_add)
     }
 
     /// The largest context whose sequence fits in `bytes`; 0 if not even the tail does.
     pub fn context_that_fits(&self, bytes: usize, batch: usize) -> usize {
-        if self.sequence_bytes(0, batch) > bytes || self.layers.is_empty() {
+        if self.sequence_bytes(0, batch) > bytes || (self.layers.is_empty() && self.states.is_empty()) {
             return 0;
         }
         let (mut fits, mut too_long) = (0, 1 << 40);
@@ -189,7 +242,7 @@ impl Plan {
 mod tests {
     use super::*;
 
-    const LAYER: KvLayer = KvLayer { heads: 2, head_dim: [128, 128], window: None };
+    const LAYER: KvLayer = KvLayer { heads: 2, head_dim: [128, 128], values_in_keys: false, window: None };
 
     #[test]
     fn bytes_are_what_the_formats_say() {
@@ -209,12 +262,26 @@ mod tests {
         for (head_dim, format, bits) in
             [(48, "turbo3", 3.0 + 16.0 / 48.0), (80, "q8_0", 8.5), (112, "q4_0", 4.5)]
         {
-            let layer = KvLayer { heads: 1, head_dim: [head_dim; 2], window: None };
+            let layer = KvLayer { heads: 1, head_dim: [head_dim; 2], ..LAYER };
             let plan = Plan::new(&Policy::uniform(format, format), &[layer]).unwrap();
             let side = &plan.layers[0].sides[0];
             let found = side.part_bytes(side.format, 128) as f64 * 8.0 / (128 * head_dim) as f64;
             assert!((found - bits - 0.125).abs() < 1e-9, "{format} at {head_dim}: {found}");
         }
+    }
+
+    #[test]
+    fn values_in_keys_cost_nothing() {
+        let latent = KvLayer { heads: 1, head_dim: [576, 512], values_in_keys: true, window: None };
+        let plan = Plan::new(&Policy::uniform("turbo3", "q8_0"), &[latent]).unwrap();
+        let layer = &plan.layers[0];
+        assert_eq!(layer.sides.len(), 1);
+        assert!(Side::BOTH.iter().all(|side| layer.side(*side).format.name == "turbo3"));
+        // Three bits a value and a scale for each token, a mean for each page.
+        assert_eq!(plan.page_bytes(false, 0), 128 * (576 * 3 / 8 + 2) + 576 * 2);
+        assert_eq!(plan.page_bytes(true, 0), 128 * 576 * 2);
+        assert_eq!(plan.tail_bytes(512), (128 + 128 + 512) * 576 * 2);
+        assert_eq!(plan.bytes_per_token(), layer.bytes_per_token(plan.page));
     }
 
     #[test]
@@ -229,9 +296,29 @@ mod tests {
     }
 
     #[test]
+    fn a_state_costs_the_same_at_any_length() {
+        let state = StateShape { conv: [3, 8192], matrix: [32, 128, 128] };
+        let bare =
+            Plan::new(&Policy { snapshots: 4, ..Policy::uniform("turbo3", "q8_0") }, &[LAYER]).unwrap();
+        let plan = bare.clone().with_states(vec![state; 3]).unwrap();
+        let extra = |tokens: usize| plan.sequence_bytes(tokens, 512) - bare.sequence_bytes(tokens, 512);
+        let (conv, matrix) = (4 * 3 * 8192, 4 * 32 * 128 * 128);
+        let rounded = conv + matrix / 32 * 34 / 4;
+        assert_eq!(extra(127), 3 * (conv + matrix));
+        assert_eq!(extra(128), 2 * extra(0));
+        assert_eq!(extra(100_000), 3 * (3 * (conv + matrix) + 2 * rounded));
+        assert_eq!(plan.bytes_per_token(), bare.bytes_per_token());
+        for size in [0, 40] {
+            let state = StateShape { matrix: [2, 64, size], ..state };
+            let error = bare.clone().with_states(vec![state]).unwrap_err().to_string();
+            assert!(error.contains(&format!("state size {size}")), "{error}");
+        }
+    }
+
+    #[test]
     fn head_sizes_that_cannot_be_stored_are_refused() {
         let check = |head_dim: usize, format: &str, part: &str| {
-            let layer = KvLayer { heads: 1, head_dim: [head_dim; 2], window: None };
+            let layer = KvLayer { heads: 1, head_dim: [head_dim; 2], ..LAYER };
             let error = Plan::new(&Policy::uniform(format, format), &[layer]).unwrap_err().to_string();
             assert!(error.contains(part), "{error}");
         };

@@ -12,6 +12,7 @@ use torque_quant::FormatOps;
 /// v = "turbo3"
 /// sink = 128            # first tokens kept in f16
 /// tail = 128            # newest tokens kept exact
+/// snapshots = 8         # copies of a recurrent state, to go back to
 ///
 /// [[layers]]            # later rules win
 /// at = "0-1,-2--1"      # ordinals of the layers that have KV; negative counts from the end
@@ -23,7 +24,8 @@ pub struct Policy {
     /// Format of sealed keys.
     #[serde(default = "f16")]
     pub k: String,
-    /// Format of sealed values.
+    /// Format of sealed values. Values that lie in the keys ([`crate::KvLayer::values_in_keys`]) have the
+    /// format of the keys, whatever is said here.
     #[serde(default = "f16")]
     pub v: String,
     /// Tokens at the start of a sequence whose pages are sealed in f16, rounded up to whole pages.
@@ -35,6 +37,9 @@ pub struct Policy {
     /// Tokens in a page: a multiple of 16.
     #[serde(default = "default_page")]
     pub page: usize,
+    /// Copies of the recurrent state kept for each sequence, to go back to, if the model has recurrent layers.
+    #[serde(default = "default_snapshots")]
+    pub snapshots: usize,
     /// Rules for some layers.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub layers: Vec<LayerRule>,
@@ -74,6 +79,8 @@ pub enum PolicyError {
         "no rotation exists for head size {head_dim}, which `{format}` needs; use an unrotated format such as q8_0"
     )]
     NoRotation { head_dim: usize, format: String },
+    #[error("state size {0} of a recurrent layer is not a multiple of 16")]
+    StateSize(usize),
     #[error("KV cache policy: {0}")]
     Toml(#[from] toml::de::Error),
 }
@@ -87,10 +94,13 @@ fn default_exact() -> usize {
 fn default_page() -> usize {
     128
 }
+fn default_snapshots() -> usize {
+    8
+}
 
 impl Default for Policy {
     fn default() -> Self {
-        Policy { k: f16(), v: f16(), sink: 128, tail: 128, page: 128, layers: Vec::new() }
+        Policy { k: f16(), v: f16(), sink: 128, tail: 128, page: 128, snapshots: 8, layers: Vec::new() }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Sequences and the pages they share.
 
-use crate::Plan;
+use crate::{Plan, Snapshots};
 
 /// A sealed page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -82,6 +82,7 @@ pub struct Sequence {
     held: Vec<usize>,
     tail_start: usize,
     len: usize,
+    snapshots: Snapshots,
 }
 
 /// A truncation that would need pages a sliding window has dropped.
@@ -97,7 +98,14 @@ pub struct TruncateError {
 impl Sequence {
     /// An empty sequence whose tail lies in `slot`.
     pub fn new(plan: &Plan, slot: usize) -> Sequence {
-        Sequence { slot, spans: Vec::new(), held: vec![0; plan.windows.len()], tail_start: 0, len: 0 }
+        Sequence {
+            slot,
+            spans: Vec::new(),
+            held: vec![0; plan.windows.len()],
+            tail_start: 0,
+            len: 0,
+            snapshots: Snapshots::new(plan),
+        }
     }
 
     /// Tokens, sealed and open.
@@ -125,28 +133,34 @@ impl Sequence {
         &self.spans[self.held[window_class]..]
     }
 
-    /// Bytes that the next token's attention reads: the sealed parts held and the open tail.
+    /// The snapshots of the recurrent state.
+    pub fn snapshots(&self) -> &Snapshots {
+        &self.snapshots
+    }
+
+    /// Bytes that the next token reads: the sealed parts held, the open tail, the recurrent state.
     pub fn read_bytes(&self, plan: &Plan) -> usize {
-        (plan.layers.iter())
+        let kv: usize = (plan.layers.iter())
             .map(|layer| {
                 let sealed: usize = self
                     .spans(layer.window_class)
                     .iter()
                     .flat_map(|span| {
-                        layer
-                            .sides
-                            .iter()
-                            .map(|s| s.part_bytes(s.page_format(plan.is_sink(span.start)), span.len))
+                        let is_sink = plan.is_sink(span.start);
+                        layer.sides.iter().map(move |s| s.part_bytes(s.page_format(is_sink), span.len))
                     })
                     .sum();
                 let tail: usize = layer.sides.iter().map(|s| s.tail_token_bytes()).sum();
                 sealed + tail * self.tail_len()
             })
-            .sum()
+            .sum();
+        kv + plan.state_bytes()
     }
 
-    /// Adds `tokens` tokens to the tail.
+    /// Adds `tokens` tokens to the tail. The backend's recurrent layers take a snapshot at the last page
+    /// boundary that they pass.
     pub fn append(&mut self, tokens: usize) {
+        self.snapshots.pass(self.len, self.len + tokens);
         self.len += tokens;
     }
 
@@ -177,18 +191,20 @@ impl Sequence {
         }
     }
 
-    /// Forgets all tokens from position `to` on. A cut into a sealed page keeps the page and hides
-    /// the rest of it.
+    /// Forgets all tokens from position `to` on; with a recurrent state, from the newest snapshot at or
+    /// before it. Returns the tokens left. A cut into a sealed page keeps the page and hides the rest of it.
+    /// The backend then takes the state back.
     pub fn truncate(
         &mut self,
         to: usize,
         plan: &Plan,
         pages: &mut Pages,
         freed: &mut Vec<Freed>,
-    ) -> Result<(), TruncateError> {
+    ) -> Result<usize, TruncateError> {
         if to >= self.len {
-            return Ok(());
+            return Ok(self.len);
         }
+        let to = self.snapshots.before(to);
         for (class, window) in plan.windows.iter().enumerate() {
             if let (Some(window), Some(dropped)) = (window, self.held[class].checked_sub(1)) {
                 let end = self.spans[dropped].start + self.spans[dropped].len;
@@ -198,6 +214,7 @@ impl Sequence {
             }
         }
         self.len = to;
+        self.snapshots.truncate(to);
         self.tail_start = self.tail_start.min(to);
         while let Some(last) = self.spans.last_mut()
             && last.start + last.len > to
@@ -216,7 +233,7 @@ impl Sequence {
                 }
             }
         }
-        Ok(())
+        Ok(to)
     }
 
     /// Forgets everything and gives all pages back.
@@ -228,6 +245,7 @@ impl Sequence {
             *held = 0;
         }
         self.spans.clear();
+        self.snapshots.truncate(0);
         self.tail_start = 0;
         self.len = 0;
     }
@@ -241,6 +259,7 @@ impl Sequence {
         }
         self.spans.clone_from(&other.spans);
         self.held.clone_from(&other.held);
+        self.snapshots.clone_from(&other.snapshots);
         (self.tail_start, self.len) = (other.tail_start, other.len);
     }
 }
@@ -251,8 +270,9 @@ mod tests {
     use crate::{KvLayer, Policy};
 
     fn plan(page: usize, tail: usize, windows: &[Option<usize>]) -> Plan {
-        let layers: Vec<_> =
-            windows.iter().map(|&window| KvLayer { heads: 1, head_dim: [64, 64], window }).collect();
+        let layers: Vec<_> = (windows.iter())
+            .map(|&window| KvLayer { heads: 1, head_dim: [64, 64], values_in_keys: false, window })
+            .collect();
         Plan::new(&Policy { page, tail, sink: 0, ..Policy::default() }, &layers).unwrap()
     }
 

@@ -37,7 +37,10 @@ pub struct Context<B: Backend> {
 impl<B: Backend> Context<B> {
     /// Empty sequences.
     pub fn new(backend: Arc<B>, model: Arc<Model<B>>, options: ContextOptions) -> Result<Context<B>, Error> {
-        let plan = Plan::new(&options.policy, &model.config.kv_layers())?;
+        if let Some(positions) = model.positions.filter(|n| *n < options.context) {
+            return Err(Error::Positions { context: options.context, positions });
+        }
+        let plan = model.config.plan(&options.policy)?;
         let ropes =
             model.config.ropes.iter().map(|r| r.frequencies(&model.factors, options.context)).collect();
         Ok(Context {
@@ -169,12 +172,17 @@ impl<B: Backend> Context<B> {
         }
     }
 
-    /// Forgets a sequence's tokens from position `to` on.
-    pub fn truncate(&mut self, sequence: usize, to: usize) -> Result<(), Error> {
-        let mut freed = Vec::new();
+    /// Forgets a sequence's tokens from position `to` on; of a model with recurrent layers, from the newest
+    /// snapshot at or before it. Returns how many are left.
+    pub fn truncate(&mut self, sequence: usize, to: usize) -> Result<usize, Error> {
+        let (before, mut freed) = (self.len(sequence), Vec::new());
         let result = self.sequences[sequence].truncate(to, &self.plan, &mut self.pages, &mut freed);
         self.backend.free(&mut self.store, &freed);
-        Ok(result?)
+        let left = result?;
+        if left < before {
+            self.backend.rewind(&mut self.store, &self.sequences[sequence]);
+        }
+        Ok(left)
     }
 
     /// Forgets all tokens of a sequence.
@@ -182,6 +190,7 @@ impl<B: Backend> Context<B> {
         let mut freed = Vec::new();
         self.sequences[sequence].clear(&mut self.pages, &mut freed);
         self.backend.free(&mut self.store, &freed);
+        self.backend.rewind(&mut self.store, &self.sequences[sequence]);
     }
 
     /// Makes sequence `to` a copy of `from` that shares its sealed pages.

@@ -32,6 +32,8 @@ pub enum Error {
     Token { token: u32, vocabulary: usize },
     #[error("the context of {context} tokens is full: {len} are there and {new} more were given")]
     ContextFull { context: usize, len: usize, new: usize },
+    #[error("a context of {context} tokens is more than the {positions} positions the model has learned")]
+    Positions { context: usize, positions: usize },
     #[error(transparent)]
     Truncate(#[from] torque_kv::TruncateError),
 }

@@ -1,9 +1,9 @@
 //! The forward pass: every block of every architecture, in one screen.
 
-use crate::config::LayerConfig;
-use crate::load::{AttentionWeights, FeedForward, Layer, Linear, Model};
+use crate::config::{Config, MixerConfig};
+use crate::load::{Linear, Model, Norm};
 use crate::rope::Frequencies;
-use torque_backend::{Angles, Attention, Backend, Routing, Segment};
+use torque_backend::{Angles, Backend, Runs, Segment};
 
 /// Buffers of a forward pass of up to `batch` tokens, allocated once.
 pub(crate) struct Activations<B: Backend> {
@@ -13,18 +13,7 @@ pub(crate) struct Activations<B: Backend> {
     h: B::Tensor,
     /// What a sublayer adds to it.
     y: B::Tensor,
-    /// `[tokens, heads·head_dim]`.
-    q: B::Tensor,
-    /// `[tokens, kv_heads·head_dim]`.
-    k: B::Tensor,
-    v: B::Tensor,
-    /// `[tokens, heads·head_dim]`.
-    attended: B::Tensor,
-    /// `[tokens, feed_forward]`.
-    gate: B::Tensor,
-    up: B::Tensor,
-    /// `[tokens, experts]`.
-    router: B::Tensor,
+    scratch: Scratch<B>,
     /// `[rows, vocabulary]`.
     logits: B::Tensor,
     /// (cos, sin) of the batch's positions, for each rotary embedding.
@@ -33,32 +22,205 @@ pub(crate) struct Activations<B: Backend> {
     temperatures: Vec<f32>,
 }
 
+/// What sublayers work in.
+pub(crate) struct Scratch<B: Backend> {
+    /// Projections that are taken apart, or go through another: `[tokens, widest]`.
+    pub projected: B::Tensor,
+    /// `[tokens, heads·head_dim]`.
+    pub q: B::Tensor,
+    /// `[tokens, kv_heads·head_dim]`.
+    pub k: B::Tensor,
+    pub v: B::Tensor,
+    /// `[tokens, heads·head_dim]`.
+    pub attended: B::Tensor,
+    /// `[tokens, feed_forward]`, or as wide as what else is gated.
+    pub gate: B::Tensor,
+    pub up: B::Tensor,
+    /// `[tokens, experts]`.
+    pub router: B::Tensor,
+    /// A copy of the residual stream with a norm of its own: `[tokens, embedding]`.
+    pub normed: B::Tensor,
+    /// What routed experts add to a dense layer: `[tokens, embedding]`.
+    pub routed: B::Tensor,
+    /// `[tokens, layers·per_layer_embedding]`.
+    pub per_layer: B::Tensor,
+}
+
 /// Rows of logits computed at once: their buffer is this many vocabularies.
 pub(crate) const LOGIT_ROWS: usize = 32;
 
 impl<B: Backend> Activations<B> {
     pub fn new(backend: &B, model: &Model<B>, batch: usize) -> Activations<B> {
         let config = &model.config;
-        let widest = |width: &dyn Fn(&LayerConfig) -> usize| {
-            let width = config.layers.iter().map(width).max().unwrap_or(0);
-            backend.tensor(batch * width)
-        };
-        let rows = || backend.tensor(batch * config.embedding);
+        let rows = |width: usize| backend.tensor(batch * width);
+        let width = config.embedding;
+        let routed = |width: usize| rows(if config.experts.is_some() { width } else { 0 });
         Activations {
-            x: rows(),
-            h: rows(),
-            y: rows(),
-            q: widest(&|l| l.heads * l.kv.head_dim[0]),
-            k: widest(&|l| l.kv.heads * l.kv.head_dim[0]),
-            v: widest(&|l| l.kv.heads * l.kv.head_dim[1]),
-            attended: widest(&|l| l.heads * l.kv.head_dim[1]),
-            gate: widest(&|l| l.feed_forward),
-            up: widest(&|l| l.feed_forward),
-            router: backend.tensor(batch * config.experts.map_or(0, |e| e.count)),
+            x: rows(width),
+            h: rows(width),
+            y: rows(width),
+            scratch: {
+                let w = Widths::of(config);
+                Scratch {
+                    projected: rows(w.projected),
+                    q: rows(w.q),
+                    k: rows(w.k),
+                    v: rows(w.v),
+                    attended: rows(w.attended),
+                    gate: rows(w.gate),
+                    up: rows(w.up),
+                    router: routed(config.experts.map_or(0, |e| e.count)),
+                    normed: routed(width),
+                    routed: routed(width),
+                    per_layer: rows(config.layers.len() * config.per_layer_embedding),
+                }
+            },
             logits: backend.tensor(batch.min(LOGIT_ROWS) * config.vocabulary),
             angles: vec![Vec::new(); config.ropes.len()],
             temperatures: Vec::new(),
         }
+    }
+}
+
+/// The widest a buffer of [`Scratch`] must be.
+#[derive(Default)]
+struct Widths {
+    projected: usize,
+    q: usize,
+    k: usize,
+    v: usize,
+    attended: usize,
+    gate: usize,
+    up: usize,
+}
+
+impl Widths {
+    fn of(config: &Config) -> Widths {
+        let mut w = Widths {
+            projected: config.layers.len() * config.per_layer_embedding,
+            gate: config.per_layer_embedding,
+            up: config.per_layer_embedding,
+            ..Widths::default()
+        };
+        let fit = |width: &mut usize, wanted: usize| *width = wanted.max(*width);
+        let shared = config.experts.map_or(0, |e| e.shared);
+        for layer in &config.layers {
+            fit(&mut w.gate, layer.feed_forward.max(shared));
+            fit(&mut w.up, layer.feed_forward.max(shared));
+            match (&layer.mixer, &config.latent, &config.delta_net) {
+                (MixerConfig::Attention(n), Some(latent), _) => {
+                    let [k_dim, v_dim] = n.kv.head_dim;
+                    let queries = n.heads * (latent.nope + latent.rope);
+                    fit(&mut w.projected, (n.heads * k_dim).max(latent.query_rank.unwrap_or(0)));
+                    fit(&mut w.q, queries.max(n.heads * latent.value));
+                    fit(&mut w.k, k_dim);
+                    fit(&mut w.v, v_dim);
+                    fit(&mut w.attended, n.heads * v_dim);
+                    fit(&mut w.gate, latent.rope);
+                }
+                (MixerConfig::Attention(n), None, _) => {
+                    let [k_dim, v_dim] = n.kv.head_dim;
+                    fit(&mut w.projected, 2 * n.heads * k_dim);
+                    fit(&mut w.q, n.heads * k_dim);
+                    fit(&mut w.k, n.kv.heads * k_dim);
+                    fit(&mut w.v, n.kv.heads * v_dim);
+                    fit(&mut w.attended, n.heads * v_dim);
+                    fit(&mut w.gate, n.heads * v_dim);
+                }
+                (MixerConfig::DeltaNet(_), _, numbers) => {
+                    let n = numbers.as_ref().expect("a config with such layers has their numbers");
+                    fit(&mut w.projected, n.channels());
+                    fit(&mut w.k, n.value_heads);
+                    fit(&mut w.v, n.value_heads);
+                    fit(&mut w.attended, n.values());
+                    fit(&mut w.gate, n.values());
+                }
+            }
+        }
+        w
+    }
+}
+
+/// What is the same for all layers of a pass.
+pub(crate) struct Pass<'a, B: Backend> {
+    pub backend: &'a B,
+    model: &'a Model<B>,
+    ropes: &'a [Frequencies],
+    angles: &'a [Vec<[f32; 2]>],
+    /// Query temperature of each row, if there is one.
+    pub temperatures: &'a [f32],
+    pub tokens: &'a [u32],
+    pub segments: &'a [Segment<'a>],
+}
+
+impl<'a, B: Backend> Pass<'a, B> {
+    pub fn config(&self) -> &'a Config {
+        &self.model.config
+    }
+
+    /// Makes a tensor `[tokens, width]`.
+    pub fn reshape(&self, x: &mut B::Tensor, width: usize) {
+        self.backend.reshape(x, self.tokens.len(), width);
+    }
+
+    pub fn linear(&self, w: &Linear<B>, x: &B::Tensor, out: &mut B::Tensor) {
+        self.reshape(out, w.rows);
+        self.backend.linear(&w.weight, x, out);
+        if let Some(bias) = &w.bias {
+            self.backend.add_bias(bias, out);
+        }
+    }
+
+    /// Normalises groups as wide as the weight, if there is one.
+    pub fn norm_heads(&self, weight: Option<&B::Vector>, x: &mut B::Tensor) {
+        if let Some(weight) = weight {
+            self.backend.rms_norm_inplace(weight, self.config().eps, x);
+        }
+    }
+
+    /// Rotates heads of `head_dim` from channel `first` on, if there is a rotary embedding.
+    pub fn rope(&self, rope: Option<usize>, first: usize, head_dim: usize, x: &mut B::Tensor) {
+        let Some(rope) = rope else { return };
+        let config = &self.ropes[rope].config;
+        let (pairs, channels) = (config.pairs, config.channels);
+        self.backend.rope(&Angles { pairs, first, channels, cos_sin: &self.angles[rope] }, head_dim, x);
+    }
+
+    fn norm_inplace(&self, norm: &Norm<B>, x: &mut B::Tensor) {
+        norm_inplace(self.backend, self.config(), norm, x);
+    }
+
+    /// `x` itself where a sublayer is not normalised before.
+    fn normalised<'t>(
+        &self,
+        norm: Option<&Norm<B>>,
+        x: &'t B::Tensor,
+        h: &'t mut B::Tensor,
+    ) -> &'t B::Tensor {
+        let Some(norm) = norm else { return x };
+        let width = self.config().embedding;
+        match norm.bias {
+            None => self.backend.rms_norm(&norm.weight, self.config().eps, x, h),
+            Some(_) => {
+                self.backend.copy_columns([1, width], x, Runs::heads(width), h, Runs::heads(width));
+                self.norm_inplace(norm, h);
+            }
+        }
+        h
+    }
+
+    fn add_sublayer(&self, norm: Option<&Norm<B>>, y: &mut B::Tensor, x: &mut B::Tensor) {
+        if let Some(norm) = norm {
+            self.norm_inplace(norm, y);
+        }
+        self.backend.add(y, x);
+    }
+}
+
+fn norm_inplace<B: Backend>(backend: &B, config: &Config, norm: &Norm<B>, x: &mut B::Tensor) {
+    match &norm.bias {
+        None => backend.rms_norm_inplace(&norm.weight, config.eps, x),
+        Some(bias) => backend.layer_norm_inplace(&norm.weight, bias, config.eps, x),
     }
 }
 
@@ -81,36 +243,41 @@ pub(crate) fn forward<B: Backend>(
     }
     a.temperatures.clear();
     a.temperatures.extend(config.temperature.iter().flat_map(|t| positions().map(|p| t.factor(p))));
+    let (angles, temperatures) = (&a.angles, &a.temperatures);
+    let pass = &Pass { backend, model, ropes, angles, temperatures, tokens, segments };
+    let (x, y, s) = (&mut a.x, &mut a.y, &mut a.scratch);
 
-    for x in [&mut a.x, &mut a.h, &mut a.y] {
-        backend.reshape(x, tokens.len(), config.embedding);
+    for x in [&mut *x, &mut *y, &mut a.h] {
+        pass.reshape(x, config.embedding);
     }
-    backend.embed(&model.embedding, tokens, &mut a.x);
+    backend.embed(&model.embedding, tokens, x);
     if let Some(scale) = config.embedding_scale {
-        backend.scale(scale, &mut a.x);
+        backend.scale(scale, x);
+    }
+    if let Some(table) = &model.position_embedding {
+        let positions: Vec<u32> = positions().map(|p| p as u32).collect();
+        backend.embed(table, &positions, y);
+        backend.add(y, x);
+    }
+    if let Some(inputs) = &model.per_layer {
+        inputs.forward(pass, x, s);
     }
     for (index, (layer, numbers)) in model.layers.iter().zip(&config.layers).enumerate() {
-        let h = normalised(backend, model, layer.attention_norm.as_ref(), &a.x, &mut a.h);
-        project(backend, &layer.attention, h, tokens.len(), &mut a.q, &mut a.k, &mut a.v);
-        attention(backend, model, ropes, store, a, index, numbers, layer, segments);
-        add_sublayer(backend, model, layer.attention_post_norm.as_ref(), &mut a.y, &mut a.x);
+        let h = pass.normalised(layer.mixer_norm.as_ref(), x, &mut a.h);
+        layer.mixer.forward(pass, &numbers.mixer, store, h, s, y);
+        pass.add_sublayer(layer.mixer_post_norm.as_ref(), y, x);
 
-        let h = normalised(backend, model, layer.ffn_norm.as_ref(), &a.x, &mut a.h);
-        match &layer.ffn {
-            FeedForward::Dense { gate, up, down } => {
-                linear(backend, gate, h, tokens.len(), &mut a.gate);
-                linear(backend, up, h, tokens.len(), &mut a.up);
-                backend.glu(config.arch.activation, &a.up, &mut a.gate);
-                linear(backend, down, &a.gate, tokens.len(), &mut a.y);
-            }
-            FeedForward::Routed { router, experts } => {
-                let config = config.experts.expect("experts are loaded only if the config has them");
-                linear(backend, router, h, tokens.len(), &mut a.router);
-                let routing = Routing { used: config.used, normalize: true, scale: config.scale };
-                backend.experts(experts, &routing, &a.router, h, &mut a.y);
-            }
+        let h = pass.normalised(layer.ffn_norm.as_ref(), x, &mut a.h);
+        layer.ffn.forward(pass, x, h, s, y);
+        pass.add_sublayer(layer.ffn_post_norm.as_ref(), y, x);
+
+        if let Some(own) = &layer.per_layer {
+            own.forward(pass, index, x, s, y);
+            backend.add(y, x);
         }
-        add_sublayer(backend, model, layer.ffn_post_norm.as_ref(), &mut a.y, &mut a.x);
+        if let Some(scale) = layer.scale {
+            backend.scale(scale, x);
+        }
     }
 }
 
@@ -125,100 +292,11 @@ pub(crate) fn logits<B: Backend>(
     let config = &model.config;
     backend.reshape(&mut a.y, rows.len(), config.embedding);
     backend.take_rows(&a.x, rows, &mut a.y);
-    backend.rms_norm_inplace(&model.output_norm, config.eps, &mut a.y);
+    norm_inplace(backend, config, &model.output_norm, &mut a.y);
     backend.reshape(&mut a.logits, rows.len(), config.vocabulary);
     backend.linear(model.output.as_ref().unwrap_or(&model.embedding), &a.y, &mut a.logits);
     if let Some(cap) = config.final_softcap {
         backend.softcap(cap, &mut a.logits);
     }
     backend.read(&a.logits, out);
-}
-
-fn linear<B: Backend>(backend: &B, w: &Linear<B>, x: &B::Tensor, tokens: usize, out: &mut B::Tensor) {
-    backend.reshape(out, tokens, w.rows);
-    backend.linear(&w.weight, x, out);
-    if let Some(bias) = &w.bias {
-        backend.add_bias(bias, out);
-    }
-}
-
-/// `x` itself where a sublayer is not normalised before.
-fn normalised<'a, B: Backend>(
-    backend: &B,
-    model: &Model<B>,
-    norm: Option<&B::Vector>,
-    x: &'a B::Tensor,
-    h: &'a mut B::Tensor,
-) -> &'a B::Tensor {
-    let Some(norm) = norm else { return x };
-    backend.rms_norm(norm, model.config.eps, x, h);
-    h
-}
-
-fn add_sublayer<B: Backend>(
-    backend: &B,
-    model: &Model<B>,
-    norm: Option<&B::Vector>,
-    y: &mut B::Tensor,
-    x: &mut B::Tensor,
-) {
-    if let Some(norm) = norm {
-        backend.rms_norm_inplace(norm, model.config.eps, y);
-    }
-    backend.add(y, x);
-}
-
-fn project<B: Backend>(
-    backend: &B,
-    weights: &AttentionWeights<B>,
-    h: &B::Tensor,
-    tokens: usize,
-    q: &mut B::Tensor,
-    k: &mut B::Tensor,
-    v: &mut B::Tensor,
-) {
-    linear(backend, &weights.q, h, tokens, q);
-    linear(backend, &weights.k, h, tokens, k);
-    linear(backend, &weights.v, h, tokens, v);
-}
-
-/// From projected q, k and v in `a` to the sublayer's output in `a.y`.
-fn attention<B: Backend>(
-    backend: &B,
-    model: &Model<B>,
-    ropes: &[Frequencies],
-    store: &mut B::Store,
-    a: &mut Activations<B>,
-    index: usize,
-    numbers: &LayerConfig,
-    layer: &Layer<B>,
-    segments: &[Segment],
-) {
-    let (config, weights) = (&model.config, &layer.attention);
-    let head_dim = numbers.kv.head_dim[0];
-    for (norm, x) in [(&weights.q_norm, &mut a.q), (&weights.k_norm, &mut a.k)] {
-        if let Some(norm) = norm {
-            backend.rms_norm_inplace(norm, config.eps, x);
-        }
-        if let Some(rope) = numbers.rope {
-            let Frequencies { config, .. } = &ropes[rope];
-            let angles = Angles { pairs: config.pairs, channels: config.channels, cos_sin: &a.angles[rope] };
-            backend.rope(&angles, head_dim, x);
-        }
-    }
-    if config.temperature.is_some() {
-        backend.scale_rows(&a.temperatures, &mut a.q);
-    }
-    let tokens = segments.last().map_or(0, |s| s.rows.end);
-    segments.iter().for_each(|segment| backend.append(store, index, segment, &a.k, &a.v));
-    backend.reshape(&mut a.attended, tokens, numbers.heads * numbers.kv.head_dim[1]);
-    let parameters = Attention {
-        layer: index,
-        heads: numbers.heads,
-        scale: numbers.attention_scale,
-        softcap: config.attention_softcap,
-        sinks: None,
-    };
-    backend.attention(store, &parameters, segments, &mut a.q, &mut a.attended);
-    linear(backend, &weights.output, &a.attended, tokens, &mut a.y);
 }

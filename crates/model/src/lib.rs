@@ -7,6 +7,7 @@ mod context;
 mod error;
 mod forward;
 mod load;
+mod mixers;
 pub mod rope;
 
 pub use arch::{ARCHS, Arch};

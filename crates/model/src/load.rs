@@ -1,11 +1,14 @@
 //! From a file's tensors to a [`Model`]: every name, shape and type is checked here, once.
 
-use crate::config::{Config, ExpertConfig, LayerConfig};
+use crate::config::{Config, LayerConfig};
 use crate::error::Error;
+use crate::mixers::Mixer;
+use crate::mixers::feed_forward::FeedForward;
+use crate::mixers::per_layer;
 use crate::rope::Factors;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashSet;
-use torque_backend::{Backend, Experts, MatrixData};
+use torque_backend::{Backend, MatrixData};
 use torque_gguf::{Gguf, Tensor};
 use torque_quant::FormatOps;
 
@@ -15,14 +18,19 @@ pub struct Model<B: Backend> {
     pub config: Config,
     /// Tensors of the file that no op reads, for information.
     pub unused: Vec<String>,
-    /// Bytes of weights that one decoded token reads: all but the embedding table (unless it is the
+    /// Bytes of weights that one decoded token reads: all but the embedding tables (unless one is the
     /// output too) and the experts that are not used.
     pub active_bytes: usize,
     /// Parameters in the file.
     pub parameters: u64,
+    /// Positions it can tell apart, if they are learned.
+    pub positions: Option<usize>,
     pub(crate) embedding: B::Matrix,
+    /// Learned positions: `[positions, embedding]`.
+    pub(crate) position_embedding: Option<B::Matrix>,
+    pub(crate) per_layer: Option<per_layer::Inputs<B>>,
     pub(crate) layers: Vec<Layer<B>>,
-    pub(crate) output_norm: B::Vector,
+    pub(crate) output_norm: Norm<B>,
     /// Absent if the embedding table is the output too.
     pub(crate) output: Option<B::Matrix>,
     pub(crate) factors: Factors,
@@ -30,12 +38,15 @@ pub struct Model<B: Backend> {
 
 /// One block.
 pub(crate) struct Layer<B: Backend> {
-    pub attention_norm: Option<B::Vector>,
-    pub attention: AttentionWeights<B>,
-    pub attention_post_norm: Option<B::Vector>,
-    pub ffn_norm: Option<B::Vector>,
+    pub mixer_norm: Option<Norm<B>>,
+    pub mixer: Mixer<B>,
+    pub mixer_post_norm: Option<Norm<B>>,
+    pub ffn_norm: Option<Norm<B>>,
     pub ffn: FeedForward<B>,
-    pub ffn_post_norm: Option<B::Vector>,
+    pub ffn_post_norm: Option<Norm<B>>,
+    pub per_layer: Option<per_layer::Weights<B>>,
+    /// Multiplies the residual stream at the end.
+    pub scale: Option<f32>,
 }
 
 /// A matrix product and its bias.
@@ -45,19 +56,10 @@ pub(crate) struct Linear<B: Backend> {
     pub rows: usize,
 }
 
-pub(crate) struct AttentionWeights<B: Backend> {
-    pub q: Linear<B>,
-    pub k: Linear<B>,
-    pub v: Linear<B>,
-    pub output: Linear<B>,
-    /// As wide as a head or as all heads.
-    pub q_norm: Option<B::Vector>,
-    pub k_norm: Option<B::Vector>,
-}
-
-pub(crate) enum FeedForward<B: Backend> {
-    Dense { gate: Linear<B>, up: Linear<B>, down: Linear<B> },
-    Routed { router: Linear<B>, experts: Experts<B::Matrix> },
+/// A root-mean-square norm, or a layer norm if it has a bias.
+pub(crate) struct Norm<B: Backend> {
+    pub weight: B::Vector,
+    pub bias: Option<B::Vector>,
 }
 
 impl<B: Backend> Model<B> {
@@ -65,33 +67,40 @@ impl<B: Backend> Model<B> {
     pub fn load(gguf: &Gguf, backend: &B) -> Result<Model<B>, Error> {
         let config = Config::from_metadata(gguf.metadata())?;
         let loader =
-            Loader { gguf, backend, config: &config, used: RefCell::default(), active: Default::default() };
+            Loader { gguf, backend, config: &config, used: RefCell::default(), active: Cell::default() };
         let width = config.embedding;
-        let embedding = loader.matrix("token_embd.weight", config.vocabulary, width)?;
-        let has_output = gguf.tensor("output.weight").is_some();
+        let has_output = loader.has("output.weight");
+        let embedding = match has_output {
+            true => loader.table("token_embd.weight", Some(config.vocabulary), width)?.0,
+            false => loader.matrix("token_embd.weight", config.vocabulary, width)?,
+        };
         let output =
             has_output.then(|| loader.matrix("output.weight", config.vocabulary, width)).transpose()?;
-        if has_output {
-            let table = gguf.tensor("token_embd.weight").expect("just loaded");
-            loader.active.set(loader.active.get() - table.data.len() as f64);
-        }
+        // Without a rotary embedding positions are learned.
+        let learned = config.arch.pairs.is_none();
+        let positions = learned.then(|| loader.table("position_embd.weight", None, width)).transpose()?;
         let factors = Factors {
             always: loader.factors("rope_freqs.weight")?,
             short: loader.factors("rope_factors_short.weight")?,
             long: loader.factors("rope_factors_long.weight")?,
         };
+        let per_layer = per_layer::Inputs::load(&loader)?;
         let layers = (config.layers.iter().enumerate())
-            .map(|(index, layer)| loader.layer(index, layer))
+            .map(|(index, numbers)| Layer::load(&LayerLoader { loader: &loader, index }, numbers))
             .collect::<Result<_, _>>()?;
-        let output_norm = loader.vector("output_norm.weight", &[width])?;
+        let output_norm = loader.norm("output_norm", width)?;
         let unused = loader.unused()?;
         let active_bytes = loader.active.get() as usize;
         let parameters = gguf.tensors().iter().map(|t| t.shape.iter().product::<u64>()).sum();
+        let (position_embedding, positions) = positions.unzip();
         Ok(Model {
             unused,
             active_bytes,
             parameters,
+            positions,
             embedding,
+            position_embedding,
+            per_layer,
             layers,
             output_norm,
             output,
@@ -101,32 +110,57 @@ impl<B: Backend> Model<B> {
     }
 }
 
-struct Loader<'a, B: Backend> {
+impl<B: Backend> Layer<B> {
+    fn load(at: &LayerLoader<B>, numbers: &LayerConfig) -> Result<Layer<B>, Error> {
+        let arch = at.config().arch;
+        for part in arch.required {
+            at.loader.tensor(&at.name(part))?;
+        }
+        let norm = |there: bool, part: &str| there.then(|| at.norm(part)).transpose();
+        let (before, after) = (arch.norms.before(), arch.norms.after());
+        Ok(Layer {
+            mixer_norm: norm(before, "attn_norm")?,
+            mixer: Mixer::load(at, &numbers.mixer)?,
+            mixer_post_norm: norm(after, "post_attention_norm")?,
+            ffn_norm: norm(before, arch.ffn_norm)?,
+            ffn: FeedForward::load(at, numbers.feed_forward)?,
+            ffn_post_norm: norm(after, "post_ffw_norm")?,
+            per_layer: per_layer::Weights::load(at)?,
+            scale: match at.has("layer_output_scale.weight") {
+                true => Some(at.values("layer_output_scale.weight", &[1])?[0]),
+                false => None,
+            },
+        })
+    }
+}
+
+/// A file's tensors, each checked as it is taken.
+pub(crate) struct Loader<'a, B: Backend> {
     gguf: &'a Gguf,
-    backend: &'a B,
-    config: &'a Config,
+    pub backend: &'a B,
+    pub config: &'a Config,
     used: RefCell<HashSet<String>>,
     /// Bytes a decoded token reads; fractions of expert tensors.
-    active: std::cell::Cell<f64>,
+    active: Cell<f64>,
 }
 
 /// Rows `skip..skip + rows` of each of the matrices a tensor holds.
 #[derive(Clone, Copy)]
-struct Slice {
-    skip: usize,
-    rows: usize,
+pub(crate) struct Slice {
+    pub skip: usize,
+    pub rows: usize,
     /// Rows of the whole tensor.
-    total: usize,
+    pub total: usize,
 }
 
 impl Slice {
-    fn whole(rows: usize) -> Slice {
+    pub fn whole(rows: usize) -> Slice {
         Slice { skip: 0, rows, total: rows }
     }
 }
 
 impl<B: Backend> Loader<'_, B> {
-    fn has(&self, name: &str) -> bool {
+    pub fn has(&self, name: &str) -> bool {
         self.gguf.tensor(name).is_some()
     }
 
@@ -163,13 +197,13 @@ impl<B: Backend> Loader<'_, B> {
         Ok((tensor, format))
     }
 
-    fn matrix(&self, name: &str, rows: usize, columns: usize) -> Result<B::Matrix, Error> {
+    pub fn matrix(&self, name: &str, rows: usize, columns: usize) -> Result<B::Matrix, Error> {
         Ok(self.matrices(name, Slice::whole(rows), columns, 1, 1.0)?.remove(0))
     }
 
     /// A tensor `[columns, rows, count]` as matrices, each cut to a slice of its rows. `active` is the
     /// share of them that a token reads.
-    fn matrices(
+    pub fn matrices(
         &self,
         name: &str,
         slice: Slice,
@@ -191,7 +225,7 @@ impl<B: Backend> Loader<'_, B> {
     }
 
     /// A vector whose length is one of `lengths`, as numbers.
-    fn values(&self, name: &str, lengths: &[usize]) -> Result<Vec<f32>, Error> {
+    pub fn values(&self, name: &str, lengths: &[usize]) -> Result<Vec<f32>, Error> {
         let found = self.tensor(name)?.shape.iter().product::<u64>() as usize;
         let length = if lengths.contains(&found) { found } else { lengths[0] };
         let (tensor, format) = self.checked(name, &[length])?;
@@ -200,29 +234,53 @@ impl<B: Backend> Loader<'_, B> {
         Ok(values)
     }
 
-    fn vector(&self, name: &str, lengths: &[usize]) -> Result<B::Vector, Error> {
+    pub fn vector(&self, name: &str, lengths: &[usize]) -> Result<B::Vector, Error> {
         Ok(self.backend.vector(&self.values(name, lengths)?))
     }
 
-    fn optional(&self, name: &str, lengths: &[usize]) -> Result<Option<B::Vector>, Error> {
+    pub fn optional(&self, name: &str, lengths: &[usize]) -> Result<Option<B::Vector>, Error> {
         self.has(name).then(|| self.vector(name, lengths)).transpose()
     }
 
-    fn required_if(&self, required: bool, name: &str, length: usize) -> Result<Option<B::Vector>, Error> {
-        required.then(|| self.vector(name, &[length])).transpose()
+    /// `{name}.weight`, and `{name}.bias` of layer norms.
+    pub fn norm(&self, name: &str, length: usize) -> Result<Norm<B>, Error> {
+        Ok(Norm {
+            weight: self.vector(&format!("{name}.weight"), &[length])?,
+            bias: match self.config.arch.layer_norms {
+                true => Some(self.vector(&format!("{name}.bias"), &[length])?),
+                false => None,
+            },
+        })
+    }
+
+    /// A table of which a token reads one row, and its rows: any number, if none is given.
+    pub fn table(
+        &self,
+        name: &str,
+        rows: Option<usize>,
+        columns: usize,
+    ) -> Result<(B::Matrix, usize), Error> {
+        let rows = match rows {
+            Some(rows) => rows,
+            None => self.tensor(name)?.shape.get(1).map_or(1, |n| *n as usize),
+        };
+        let active = self.active.get();
+        let table = self.matrix(name, rows, columns)?;
+        self.active.set(active);
+        Ok((table, rows))
     }
 
     fn factors(&self, name: &str) -> Result<Option<Vec<f32>>, Error> {
-        let pairs = self.config.ropes[0].channels / 2;
-        self.has(name).then(|| self.values(name, &[pairs])).transpose()
+        let Some(rope) = self.config.ropes.first() else { return Ok(None) };
+        self.has(name).then(|| self.values(name, &[rope.channels / 2])).transpose()
     }
 
     /// `{name}.weight`, and `{name}.bias` if it is there.
-    fn linear(&self, name: &str, rows: usize, columns: usize) -> Result<Linear<B>, Error> {
+    pub fn linear(&self, name: &str, rows: usize, columns: usize) -> Result<Linear<B>, Error> {
         self.linear_slice(name, Slice::whole(rows), columns)
     }
 
-    fn linear_slice(&self, name: &str, slice: Slice, columns: usize) -> Result<Linear<B>, Error> {
+    pub fn linear_slice(&self, name: &str, slice: Slice, columns: usize) -> Result<Linear<B>, Error> {
         let weight = self.matrices(&format!("{name}.weight"), slice, columns, 1, 1.0)?.remove(0);
         let bias = format!("{name}.bias");
         let bias = match self.has(&bias) {
@@ -233,92 +291,6 @@ impl<B: Backend> Loader<'_, B> {
             false => None,
         };
         Ok(Linear { weight, bias, rows: slice.rows })
-    }
-
-    fn layer(&self, index: usize, layer: &LayerConfig) -> Result<Layer<B>, Error> {
-        let name = |part: &str| format!("blk.{index}.{part}");
-        for part in self.config.arch.required {
-            self.tensor(&name(part))?;
-        }
-        let (norms, width) = (self.config.arch.norms, self.config.embedding);
-        Ok(Layer {
-            attention_norm: self.required_if(norms.before(), &name("attn_norm.weight"), width)?,
-            attention: self.attention(&name, layer)?,
-            attention_post_norm: self.required_if(
-                norms.after(),
-                &name("post_attention_norm.weight"),
-                width,
-            )?,
-            ffn_norm: self.required_if(norms.before(), &name("ffn_norm.weight"), width)?,
-            ffn: match self.config.experts {
-                Some(experts) if self.has(&name("ffn_gate_inp.weight")) => self.routed(&name, &experts)?,
-                _ => self.dense(&name, layer)?,
-            },
-            ffn_post_norm: self.required_if(norms.after(), &name("post_ffw_norm.weight"), width)?,
-        })
-    }
-
-    fn attention(
-        &self,
-        name: &dyn Fn(&str) -> String,
-        layer: &LayerConfig,
-    ) -> Result<AttentionWeights<B>, Error> {
-        let width = self.config.embedding;
-        let [k_dim, v_dim] = layer.kv.head_dim;
-        let (q_rows, k_rows, v_rows) = (layer.heads * k_dim, layer.kv.heads * k_dim, layer.kv.heads * v_dim);
-        let fused = name("attn_qkv");
-        let [q, k, v] = if self.has(&format!("{fused}.weight")) {
-            let total = q_rows + k_rows + v_rows;
-            [(0, q_rows), (q_rows, k_rows), (q_rows + k_rows, v_rows)]
-                .map(|(skip, rows)| self.linear_slice(&fused, Slice { skip, rows, total }, width))
-        } else {
-            [("attn_q", q_rows), ("attn_k", k_rows), ("attn_v", v_rows)]
-                .map(|(part, rows)| self.linear(&name(part), rows, width))
-        };
-        Ok(AttentionWeights {
-            q: q?,
-            k: k?,
-            v: v?,
-            output: self.linear(&name("attn_output"), width, layer.heads * v_dim)?,
-            q_norm: self.optional(&name("attn_q_norm.weight"), &[k_dim, q_rows])?,
-            k_norm: self.optional(&name("attn_k_norm.weight"), &[k_dim, k_rows])?,
-        })
-    }
-
-    fn dense(&self, name: &dyn Fn(&str) -> String, layer: &LayerConfig) -> Result<FeedForward<B>, Error> {
-        let (width, inner) = (self.config.embedding, layer.feed_forward);
-        let (gate, up) = if self.has(&name("ffn_gate.weight")) {
-            (self.linear(&name("ffn_gate"), inner, width)?, self.linear(&name("ffn_up"), inner, width)?)
-        } else {
-            let half = |skip| {
-                self.linear_slice(&name("ffn_up"), Slice { skip, rows: inner, total: 2 * inner }, width)
-            };
-            (half(0)?, half(inner)?)
-        };
-        Ok(FeedForward::Dense { gate, up, down: self.linear(&name("ffn_down"), width, inner)? })
-    }
-
-    fn routed(&self, name: &dyn Fn(&str) -> String, config: &ExpertConfig) -> Result<FeedForward<B>, Error> {
-        let (width, inner, count) = (self.config.embedding, config.feed_forward, config.count);
-        let active = config.used as f64 / count as f64;
-        let all = |part: &str, slice: Slice, columns: usize| -> Result<Vec<B::Matrix>, Error> {
-            if self.has(&name(&format!("{part}.0.weight"))) {
-                // Old files hold one tensor an expert.
-                let one = |e| self.matrices(&name(&format!("{part}.{e}.weight")), slice, columns, 1, active);
-                return (0..count).map(|e| one(e).map(|mut m| m.remove(0))).collect();
-            }
-            self.matrices(&name(&format!("{part}_exps.weight")), slice, columns, count, active)
-        };
-        let (gate, up) = if self.has(&name("ffn_gate_up_exps.weight")) {
-            let half = |skip| all("ffn_gate_up", Slice { skip, rows: inner, total: 2 * inner }, width);
-            (half(0)?, half(inner)?)
-        } else {
-            (all("ffn_gate", Slice::whole(inner), width)?, all("ffn_up", Slice::whole(inner), width)?)
-        };
-        let down = all("ffn_down", Slice::whole(width), inner)?;
-        let router = self.linear(&name("ffn_gate_inp"), count, width)?;
-        let activation = self.config.arch.activation;
-        Ok(FeedForward::Routed { router, experts: Experts { gate, up, down, activation } })
     }
 
     /// Tensors nothing has asked for. One that would change the result is an error.
@@ -338,5 +310,114 @@ impl<B: Backend> Loader<'_, B> {
             unused.push(tensor.name.clone());
         }
         Ok(unused)
+    }
+}
+
+/// The tensors of one block, by their names inside it.
+pub(crate) struct LayerLoader<'a, B: Backend> {
+    pub loader: &'a Loader<'a, B>,
+    pub index: usize,
+}
+
+impl<B: Backend> LayerLoader<'_, B> {
+    pub fn config(&self) -> &Config {
+        self.loader.config
+    }
+
+    pub fn name(&self, part: &str) -> String {
+        format!("blk.{}.{part}", self.index)
+    }
+
+    pub fn has(&self, part: &str) -> bool {
+        self.loader.has(&self.name(part))
+    }
+
+    /// A tensor that is there and known not to matter.
+    pub fn ignore(&self, part: &str) {
+        self.loader.used.borrow_mut().insert(self.name(part));
+    }
+
+    pub fn linear(&self, part: &str, rows: usize, columns: usize) -> Result<Linear<B>, Error> {
+        self.loader.linear(&self.name(part), rows, columns)
+    }
+
+    /// Neighbouring slices of one projection, each of that many rows.
+    pub fn linear_parts<const N: usize>(
+        &self,
+        part: &str,
+        rows: [usize; N],
+        columns: usize,
+    ) -> Result<[Linear<B>; N], Error> {
+        let total = rows.iter().sum();
+        let mut skip = 0;
+        let mut parts = Vec::with_capacity(N);
+        for rows in rows {
+            parts.push(self.loader.linear_slice(&self.name(part), Slice { skip, rows, total }, columns)?);
+            skip += rows;
+        }
+        Ok(parts.try_into().unwrap_or_else(|_| unreachable!("N parts")))
+    }
+
+    /// Projections whose rows lie mixed in one tensor, which the parts' rows make up.
+    pub fn linear_rows<const N: usize>(
+        &self,
+        part: &str,
+        parts: [Vec<usize>; N],
+        columns: usize,
+    ) -> Result<[Linear<B>; N], Error> {
+        let total = parts.iter().map(Vec::len).sum();
+        let name = self.name(&format!("{part}.weight"));
+        let (tensor, format) = self.loader.checked(&name, &[columns, total])?;
+        let row_bytes = format.row_bytes(columns);
+        self.loader.active.set(self.loader.active.get() + tensor.data.len() as f64);
+        Ok(parts.map(|rows| {
+            let bytes = rows.iter().flat_map(|row| &tensor.data[row * row_bytes..][..row_bytes]);
+            let bytes = bytes.copied().collect::<Vec<u8>>().into();
+            let weight = self.backend().matrix(MatrixData { format, rows: rows.len(), columns, bytes });
+            Linear { weight, bias: None, rows: rows.len() }
+        }))
+    }
+
+    pub fn matrices(
+        &self,
+        part: &str,
+        slice: Slice,
+        columns: usize,
+        count: usize,
+        active: f64,
+    ) -> Result<Vec<B::Matrix>, Error> {
+        self.loader.matrices(&self.name(part), slice, columns, count, active)
+    }
+
+    pub fn values(&self, part: &str, lengths: &[usize]) -> Result<Vec<f32>, Error> {
+        self.loader.values(&self.name(part), lengths)
+    }
+
+    pub fn vector(&self, part: &str, lengths: &[usize]) -> Result<B::Vector, Error> {
+        self.loader.vector(&self.name(part), lengths)
+    }
+
+    pub fn optional(&self, part: &str, lengths: &[usize]) -> Result<Option<B::Vector>, Error> {
+        self.loader.optional(&self.name(part), lengths)
+    }
+
+    /// A table of numbers: `[rows, columns]`.
+    pub fn table(&self, part: &str, rows: usize, columns: usize) -> Result<Vec<f32>, Error> {
+        let (tensor, format) = self.loader.checked(&self.name(part), &[columns, rows])?;
+        let mut values = vec![0.0; rows * columns];
+        let row_bytes = format.row_bytes(columns);
+        for (row, values) in tensor.data.chunks_exact(row_bytes).zip(values.chunks_exact_mut(columns)) {
+            format.decode_row(row, values);
+        }
+        Ok(values)
+    }
+
+    /// A norm as wide as the residual stream.
+    pub fn norm(&self, part: &str) -> Result<Norm<B>, Error> {
+        self.loader.norm(&self.name(part), self.config().embedding)
+    }
+
+    pub fn backend(&self) -> &B {
+        self.loader.backend
     }
 }

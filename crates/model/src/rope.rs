@@ -42,8 +42,10 @@ pub enum Scaling {
         beta_fast: f32,
         /// Rotations below which it is stretched in full.
         beta_slow: f32,
-        /// Whether cosines and sines grow by `1 + 0.1·ln factor`.
-        grows: bool,
+        /// If zero, cosines and sines grow by `1 + 0.1·ln factor`.
+        log_multiplier: f32,
+        /// Whether the bounds between stretched and other pairs are whole.
+        rounds: bool,
     },
 }
 
@@ -84,19 +86,22 @@ impl RopeConfig {
         match self.scaling {
             Scaling::None => {}
             Scaling::Linear { factor } => per_pair.iter_mut().for_each(|f| *f /= f64::from(factor)),
-            Scaling::Yarn { factor, original, beta_fast, beta_slow, grows } => {
+            Scaling::Yarn { factor, original, beta_fast, beta_slow, log_multiplier, rounds } => {
                 // The pair that turns `rotations` times in the trained length.
                 let pair = |rotations: f32| {
                     let length = original as f64 / (2.0 * std::f64::consts::PI * f64::from(rotations));
                     self.channels as f64 * length.ln() / (2.0 * f64::from(self.base).ln())
                 };
-                let low = pair(beta_fast).floor().max(0.0);
-                let high = pair(beta_slow).ceil().min(self.channels as f64 - 1.0);
+                let (mut low, mut high) = (pair(beta_fast), pair(beta_slow));
+                if rounds {
+                    (low, high) = (low.floor(), high.ceil());
+                }
+                let (low, high) = (low.max(0.0), high.min(self.channels as f64 - 1.0));
                 for (i, f) in per_pair.iter_mut().enumerate() {
                     let keep = 1.0 - ((i as f64 - low) / (high - low).max(0.001)).clamp(0.0, 1.0);
                     *f = *f / f64::from(factor) * (1.0 - keep) + *f * keep;
                 }
-                if grows {
+                if log_multiplier == 0.0 {
                     multiplier *= 1.0 + 0.1 * factor.ln();
                 }
             }

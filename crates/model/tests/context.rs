@@ -7,7 +7,7 @@ use std::sync::Arc;
 use torque_backend::{Backend, Scalar};
 use torque_cpu::Cpu;
 use torque_gguf::Gguf;
-use torque_kv::{LayerRule, Plan, Policy, Side};
+use torque_kv::{LayerRule, Plan, Policy};
 use torque_model::{Context, ContextOptions, Error, Model};
 
 /// A model on the CPU, ready to make contexts.
@@ -245,7 +245,7 @@ fn expected_bytes(plan: &Plan, tokens: usize) -> usize {
             if layer.shape.window.is_some_and(|window| end + window <= tail_start + 1) {
                 continue;
             }
-            for side in Side::BOTH.map(|side| &layer.sides[side as usize]) {
+            for side in &layer.sides {
                 let format = if page < plan.sink_pages { side.exact } else { side.format };
                 let (block, block_bytes) = format.head_block(side.head_dim);
                 let mean = if format.is_float() { 0 } else { 2 * side.head_dim };

@@ -99,6 +99,22 @@ impl Activations8 {
         (self.scales[1][b], self.sums[1][b]) = (scale, both * scale);
     }
 
+    /// Takes some tokens of others.
+    pub fn take_rows(&mut self, from: &Activations8, tokens: &[usize]) {
+        fn take<T: Copy>(to: &mut Vec<T>, from: &[T], row: usize, tokens: &[usize]) {
+            to.clear();
+            tokens.iter().for_each(|t| to.extend_from_slice(&from[t * row..][..row]));
+        }
+        let width = from.width;
+        (self.tokens, self.columns, self.width) = (tokens.len(), from.columns, width);
+        take(&mut self.codes, &from.codes, width, tokens);
+        take(&mut self.starts, &from.starts, width / 16, tokens);
+        for (i, group) in [16, 32].into_iter().enumerate() {
+            take(&mut self.scales[i], &from.scales[i], width / group, tokens);
+            take(&mut self.sums[i], &from.sums[i], width / group, tokens);
+        }
+    }
+
     /// How many tokens.
     pub fn tokens(&self) -> usize {
         self.tokens
@@ -169,6 +185,11 @@ mod tests {
                     for (a, b) in out.iter().zip(&few) {
                         assert!((a - b).abs() < 1e-4, "{} {rows}×{tokens}: {a}, few {b}", format.name);
                     }
+                    // A token among others is what it is alone.
+                    let (mut last, mut alone) = (Activations8::default(), vec![f32::NAN; rows]);
+                    last.take_rows(&rounded, &[tokens - 1]);
+                    (kernels.matvec8)(&bytes, columns, &last, &mut alone);
+                    assert_eq!(alone, few[(tokens - 1) * rows..], "{}", format.name);
                     out.extend(few);
                     results.push(out);
                 }

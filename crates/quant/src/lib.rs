@@ -10,6 +10,7 @@
 pub mod attend;
 pub mod codebook;
 pub mod conformance;
+pub mod delta;
 pub mod dot;
 pub mod format;
 pub mod formats;

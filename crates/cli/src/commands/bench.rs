@@ -4,7 +4,7 @@ use crate::flags::{backend, kv_formats, positive};
 use crate::progress::Progress;
 use crate::table::Table;
 use crate::text::count;
-use crate::{interrupt, model};
+use crate::{interrupt, model, note};
 use anyhow::Result;
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
@@ -15,7 +15,9 @@ use std::process::ExitCode;
 use std::time::Instant;
 use torque_engine::quant::{self, FORMATS};
 use torque_engine::synthetic::{self, SHAPES};
-use torque_engine::{BackendKind, Engine, EngineOptions, Policy, Session, SessionOptions, human_bytes};
+use torque_engine::{
+    BackendKind, Engine, EngineOptions, Policy, Session, SessionOptions, available_memory, human_bytes,
+};
 
 /// Measure the speed of prompts and decoding
 ///
@@ -99,13 +101,19 @@ impl Source {
             Source::Demo => Ok(Engine::from_gguf(model::demo(), options)?),
             Source::File(path) => model::open_file(path, options),
             Source::Synthetic(shape, format) => {
-                let _progress = Progress::spinner(format!("making the {shape} model in {format}"));
                 let shape = SHAPES
                     .iter()
                     .find(|known| known.name == shape)
                     .expect("the parser accepts these names only");
                 let format = quant::by_name(format).expect("the parser accepts these names only");
-                Ok(Engine::from_gguf(synthetic::build(shape, format)?, options)?)
+                let layers = shape.layers_that_fit(format, available_memory());
+                if layers < shape.layers {
+                    let bytes = human_bytes(shape.bytes(format, shape.layers) as f64);
+                    let all = shape.layers;
+                    note!("{layers} of {all} layers: all of {} in {} are {bytes}", shape.name, format.name);
+                }
+                let _progress = Progress::spinner(format!("making {} in {}", shape.name, format.name));
+                Ok(Engine::from_gguf(synthetic::build(shape, format, layers)?, options)?)
             }
         }
     }
@@ -295,8 +303,7 @@ impl Test {
 /// Brings a session to `depth` tokens: cuts off what follows them, or reads them if they are not there. Whether that was
 /// done before Ctrl-C.
 fn fill(session: &mut Session, engine: &Engine, depth: usize) -> Result<bool> {
-    session.truncate(depth);
-    let there = session.tokens().len();
+    let there = session.rewind(depth);
     if there == depth {
         return Ok(!interrupt::stopped());
     }

@@ -136,8 +136,12 @@ impl<'a> Facts<'a> {
     /// The KV cache in every format that holds keys and values; `None` where a head of this size cannot be stored in it.
     fn kv_plans(&self) -> Vec<(&'static str, Option<Plan>)> {
         let Some(config) = &self.config else { return Vec::new() };
-        let layers = config.kv_layers();
-        kv_format_names().map(|name| (name, Plan::new(&Policy::uniform(name, name), &layers).ok())).collect()
+        kv_format_names().map(|name| (name, config.plan(&Policy::uniform(name, name)).ok())).collect()
+    }
+
+    /// Channels of a key of the first layer that has them.
+    fn head_dim(&self) -> Option<usize> {
+        self.config.as_ref()?.attention_layers().next().map(|layer| layer.kv.head_dim[0])
     }
 
     fn bits_per_weight(&self) -> f64 {
@@ -171,7 +175,7 @@ impl<'a> Facts<'a> {
         let experts =
             [number("expert_count"), counted(self.number("expert_used_count"), "of them used by a token")];
         line("experts", self.number("expert_count").filter(|&n| n > 0).map(|_| join(&experts)))?;
-        let head_dim = self.config.as_ref().map(|c| c.layers[0].kv.head_dim[0] as u64);
+        let head_dim = self.head_dim().map(|n| n as u64);
         let heads = [
             number("attention.head_count"),
             counted(self.number("attention.head_count_kv"), "for keys and values"),
@@ -282,7 +286,7 @@ impl<'a> Facts<'a> {
             "feed_forward": self.number("feed_forward_length"),
             "heads": self.number("attention.head_count"),
             "kv_heads": self.number("attention.head_count_kv"),
-            "head_dim": self.config.as_ref().map(|config| config.layers[0].kv.head_dim[0]),
+            "head_dim": self.head_dim(),
             "sliding_window": self.number("attention.sliding_window"),
             "experts": self.number("expert_count"),
             "experts_used": self.number("expert_used_count"),

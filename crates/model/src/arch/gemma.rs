@@ -1,10 +1,11 @@
-//! Gemma 2 and 3. The stored norm weights have their +1 already.
+//! Gemma 2 to 4. The stored norm weights have their +1 already.
 
 use super::{Activation, Arch, Norms, RopePairs, llama::LLAMA};
 
 pub const GEMMA2: Arch = Arch {
     name: "gemma2",
-    pairs: RopePairs::Halves,
+    models: "Gemma 2",
+    pairs: Some(RopePairs::Halves),
     activation: Activation::Gelu,
     norms: Norms::Sandwich,
     scales_embedding: true,
@@ -15,9 +16,22 @@ pub const GEMMA2: Arch = Arch {
 
 pub const GEMMA3: Arch = Arch {
     name: "gemma3",
+    models: "Gemma 3",
     window_period: Some(6),
     window_rope_base: Some(10_000.0),
     layers_scaled_by_width: Some(62),
-    required: &["attn_q_norm.weight", "attn_k_norm.weight"],
+    normalizes_heads: true,
     ..GEMMA2
+};
+
+/// Two kinds of layers with head sizes of their own; per-layer embeddings and experts where the file has
+/// them.
+pub const GEMMA4: Arch = Arch {
+    name: "gemma4",
+    models: "Gemma 4: dense, E2B and E4B, mixture of experts",
+    attention_scale: Some(1.0),
+    layers_scaled_by_width: None,
+    normalizes_values: true,
+    experts_beside: true,
+    ..GEMMA3
 };

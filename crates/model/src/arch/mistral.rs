@@ -2,4 +2,4 @@
 
 use super::{Arch, llama::LLAMA};
 
-pub const MISTRAL3: Arch = Arch { name: "mistral3", ..LLAMA };
+pub const MISTRAL3: Arch = Arch { name: "mistral3", models: "Ministral 3, Mistral 3", ..LLAMA };

@@ -4,9 +4,10 @@ use super::{Arch, Norms, RopePairs, llama::LLAMA};
 
 pub const OLMO2: Arch = Arch {
     name: "olmo2",
-    pairs: RopePairs::Halves,
+    models: "OLMo 2, 3",
+    pairs: Some(RopePairs::Halves),
     norms: Norms::Post,
     window_period: Some(4),
-    required: &["attn_q_norm.weight", "attn_k_norm.weight"],
+    normalizes_heads: true,
     ..LLAMA
 };

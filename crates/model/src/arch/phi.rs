@@ -2,4 +2,5 @@
 
 use super::{Arch, RopePairs, llama::LLAMA};
 
-pub const PHI3: Arch = Arch { name: "phi3", pairs: RopePairs::Halves, ..LLAMA };
+pub const PHI3: Arch =
+    Arch { name: "phi3", models: "Phi 3, 3.5, 4", pairs: Some(RopePairs::Halves), ..LLAMA };

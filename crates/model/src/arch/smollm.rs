@@ -2,4 +2,4 @@
 
 use super::{Arch, llama::LLAMA};
 
-pub const SMOLLM3: Arch = Arch { name: "smollm3", unrotated_every: Some(4), ..LLAMA };
+pub const SMOLLM3: Arch = Arch { name: "smollm3", models: "SmolLM 3", unrotated_every: Some(4), ..LLAMA };

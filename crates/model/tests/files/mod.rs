@@ -30,7 +30,7 @@ pub fn models() -> Vec<(String, Gguf)> {
         })
         .collect();
     models.sort_by(|a, b| a.0.cmp(&b.0));
-    assert!(models.len() >= 29, "only {} models found", models.len());
+    assert!(models.len() >= 49, "only {} models found", models.len());
     models
 }
 
@@ -39,6 +39,10 @@ pub struct Reference {
     pub tokens: Vec<u32>,
     /// `[tokens, vocabulary]`.
     pub logits: Vec<f32>,
+    /// Whether the model has experts.
+    pub routed: bool,
+    /// For each token how far, in logits, the closest choice of an expert is from another one; empty without experts.
+    pub margins: Vec<f32>,
 }
 
 pub fn reference(name: &str) -> Reference {
@@ -46,9 +50,13 @@ pub fn reference(name: &str) -> Reference {
     let file = SafeTensors::deserialize(&bytes).unwrap();
     let words =
         |name: &str| -> Vec<[u8; 4]> { file.tensor(name).unwrap().data().as_chunks::<4>().0.to_vec() };
+    let floats = |name: &str| -> Vec<f32> { words(name).into_iter().map(f32::from_le_bytes).collect() };
+    let routed = file.names().contains(&"router_margin");
     Reference {
         tokens: words("tokens").into_iter().map(u32::from_le_bytes).collect(),
-        logits: words("logits_ref").into_iter().map(f32::from_le_bytes).collect(),
+        logits: floats("logits_ref"),
+        routed,
+        margins: if routed { floats("router_margin") } else { Vec::new() },
     }
 }
 
@@ -102,6 +110,20 @@ pub fn max_difference(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len());
     let differences = a.iter().zip(b).map(|(a, b)| (a - b).abs());
     differences.fold(0.0, |max, d| if d.is_nan() { f32::INFINITY } else { d.max(max) })
+}
+
+/// The mean over rows of the Kullback–Leibler divergence of the softmax of b from that of a.
+pub fn mean_divergence(a: &[f32], b: &[f32], width: usize) -> f32 {
+    let log_softmax = |row: &[f32]| -> Vec<f64> {
+        let max = row.iter().fold(f32::NEG_INFINITY, |max, x| max.max(*x));
+        let sum = row.iter().map(|x| f64::from(x - max).exp()).sum::<f64>().ln();
+        row.iter().map(|x| f64::from(x - max) - sum).collect()
+    };
+    let rows = a.chunks(width).zip(b.chunks(width)).map(|(a, b)| {
+        let pairs = log_softmax(a).into_iter().zip(log_softmax(b));
+        pairs.map(|(a, b)| a.exp() * (a - b)).sum::<f64>()
+    });
+    (rows.sum::<f64>() / (a.len() / width) as f64) as f32
 }
 
 /// The file again with other metadata and tensors, as read from bytes.

@@ -1,0 +1,157 @@
+//! The state of recurrent layers in host memory, and the snapshots of it that a sequence can go back to.
+
+use super::{Store, Tensor};
+use crate::Segment;
+use std::ops::Range;
+use std::sync::Arc;
+use torque_kv::{Sequence, StateShape};
+use torque_quant::FormatOps;
+
+/// The state of one recurrent layer of one sequence.
+pub struct State {
+    /// The last inputs of the convolution, oldest first: `[kernel − 1, channels]`.
+    pub conv: Vec<f32>,
+    /// `[value_heads, key_dim, value_dim]`.
+    pub matrix: Vec<f32>,
+    shape: StateShape,
+    /// Oldest first. Sequences that were forked share them.
+    snapshots: Vec<Arc<Snapshot>>,
+}
+
+/// A state as it was after `position` tokens.
+struct Snapshot {
+    position: usize,
+    conv: Vec<f32>,
+    format: &'static FormatOps,
+    matrix: Vec<u8>,
+}
+
+impl Snapshot {
+    /// The same in another format.
+    fn in_format(&self, format: &'static FormatOps, values: usize) -> Snapshot {
+        let mut matrix = vec![0.0; values];
+        self.format.decode_row(&self.matrix, &mut matrix);
+        Snapshot::of(self.position, &self.conv, &matrix, format)
+    }
+
+    fn of(position: usize, conv: &[f32], matrix: &[f32], format: &'static FormatOps) -> Snapshot {
+        let mut bytes = vec![0; format.row_bytes(matrix.len())];
+        format.encode_row(matrix, &mut bytes);
+        Snapshot { position, conv: conv.to_vec(), format, matrix: bytes }
+    }
+
+    fn bytes(&self) -> usize {
+        size_of_val(&*self.conv) + self.matrix.len()
+    }
+}
+
+impl State {
+    pub(super) fn new(shape: &StateShape) -> State {
+        State {
+            conv: vec![0.0; shape.conv.iter().product()],
+            matrix: vec![0.0; shape.matrix.iter().product()],
+            shape: *shape,
+            snapshots: Vec::new(),
+        }
+    }
+
+    /// Keeps only snapshots at `positions`, in the format of their age.
+    fn age(&mut self, positions: &[usize]) {
+        self.snapshots.retain(|snapshot| positions.contains(&snapshot.position));
+        for snapshot in &mut self.snapshots {
+            let newer = positions.iter().filter(|&&position| position > snapshot.position).count();
+            let format = StateShape::snapshot_format(newer);
+            // What is rounded stays so, also when newer ones are gone.
+            if format.bits() < snapshot.format.bits() {
+                *snapshot = Arc::new(snapshot.in_format(format, self.matrix.len()));
+            }
+        }
+    }
+
+    /// The inputs of the convolution over `rows`, those before the first row included.
+    pub fn inputs<'a>(conv: &'a [f32], inputs: &'a Tensor, rows: &Range<usize>) -> Vec<&'a [f32]> {
+        conv.chunks_exact(inputs.width()).chain(rows.clone().map(|row| inputs.row(row))).collect()
+    }
+
+    /// Moves the convolution on over `rows`.
+    fn shift(&mut self, inputs: &Tensor, rows: &Range<usize>) {
+        let [kept, channels] = self.shape.conv;
+        let new = rows.len().min(kept);
+        self.conv.copy_within(new * channels.., 0);
+        for (row, out) in rows.clone().rev().zip(self.conv.chunks_exact_mut(channels).rev()) {
+            out.copy_from_slice(inputs.row(row));
+        }
+    }
+}
+
+impl Store {
+    /// Runs a recurrent layer over a segment, whose `inputs` are those of its convolution: `run(state, rows)` moves
+    /// the matrix on over some rows, and is called again for those that follow a snapshot.
+    pub fn recur(
+        &mut self,
+        layer: usize,
+        segment: &Segment,
+        inputs: &Tensor,
+        mut run: impl FnMut(&mut State, Range<usize>),
+    ) {
+        let state = &mut self.states[segment.sequence.slot][layer];
+        assert_eq!(inputs.width(), state.shape.conv[1], "channels of layer {layer}");
+        let positions = segment.sequence.snapshots().positions();
+        state.age(positions);
+        let (start, rows) = (segment.position(), segment.rows.clone());
+        let boundary = positions.last().copied().filter(|&position| position > start);
+        let cut = boundary.map_or(rows.start, |boundary| rows.start + boundary - start);
+        for piece in [rows.start..cut, cut..rows.end] {
+            if piece.is_empty() {
+                continue;
+            }
+            run(state, piece.clone());
+            state.shift(inputs, &piece);
+            if let Some(position) = boundary
+                && piece.end == cut
+            {
+                let format = StateShape::snapshot_format(0);
+                let snapshot = Snapshot::of(position, &state.conv, &state.matrix, format);
+                state.snapshots.push(Arc::new(snapshot));
+            }
+        }
+    }
+
+    /// Takes the state of a sequence that was truncated or cleared back to its length.
+    pub fn rewind(&mut self, sequence: &Sequence) {
+        for state in &mut self.states[sequence.slot] {
+            state.age(sequence.snapshots().positions());
+            match state.snapshots.last() {
+                Some(snapshot) => {
+                    assert_eq!(snapshot.position, sequence.len(), "a sequence goes back to a snapshot");
+                    state.conv.copy_from_slice(&snapshot.conv);
+                    snapshot.format.decode_row(&snapshot.matrix, &mut state.matrix);
+                }
+                None => {
+                    assert!(sequence.is_empty(), "a sequence without a snapshot starts over");
+                    state.conv.fill(0.0);
+                    state.matrix.fill(0.0);
+                }
+            }
+        }
+    }
+
+    /// Copies the states of one slot to another.
+    pub(super) fn copy_states(&mut self, from: usize, to: usize) {
+        let [from, to] = self.states.get_disjoint_mut([from, to]).expect("two slots of this store");
+        for (from, to) in from.iter().zip(to) {
+            to.conv.copy_from_slice(&from.conv);
+            to.matrix.copy_from_slice(&from.matrix);
+            to.snapshots.clone_from(&from.snapshots);
+        }
+    }
+
+    /// (snapshots, states) in bytes. What sequences share counts once.
+    pub(super) fn state_bytes(&self) -> (usize, usize) {
+        let states = || self.states.iter().flatten();
+        let mut snapshots: Vec<&Arc<Snapshot>> = states().flat_map(|state| &state.snapshots).collect();
+        snapshots.sort_by_key(|snapshot| Arc::as_ptr(snapshot));
+        snapshots.dedup_by_key(|snapshot| Arc::as_ptr(snapshot));
+        (snapshots.iter().map(|s| s.bytes()).sum(), states().map(|state| state.shape.bytes()).sum())
+    }
+}
