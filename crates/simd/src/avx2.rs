@@ -195,6 +195,10 @@ impl Isa for Avx2 {
             _mm256_cvtepu8_epi32(_mm_loadl_epi64(x.as_ptr().cast())),
             _mm256_cvtepu8_epi32(_mm_loadl_epi64(x.as_ptr().add(8).cast())),
         ];
+        widen_words(words: [u64; 2]) -> N = [
+            _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(words[0] as i64)),
+            _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(words[1] as i64)),
+        ];
         widen_i8(x: &[u8; 16]) -> N = [
             _mm256_cvtepi8_epi32(_mm_loadl_epi64(x.as_ptr().cast())),
             _mm256_cvtepi8_epi32(_mm_loadl_epi64(x.as_ptr().add(8).cast())),

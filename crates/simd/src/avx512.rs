@@ -139,6 +139,8 @@ impl Isa for Avx512 {
         };
 
         widen_u8(x: &[u8; 16]) -> __m512i = _mm512_cvtepu8_epi32(_mm_loadu_si128(x.as_ptr().cast()));
+        widen_words(words: [u64; 2]) -> __m512i =
+            _mm512_cvtepu8_epi32(_mm_set_epi64x(words[1] as i64, words[0] as i64));
         widen_i8(x: &[u8; 16]) -> __m512i = _mm512_cvtepi8_epi32(_mm_loadu_si128(x.as_ptr().cast()));
         spread1(x: u16) -> __m512i = _mm512_srlv_epi32(
             _mm512_set1_epi32(i32::from(x)),

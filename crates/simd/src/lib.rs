@@ -112,6 +112,9 @@ pub trait Isa: Copy + Send + Sync + 'static {
 
     /// Sixteen bytes, zero-extended.
     fn widen_u8(self, x: &[u8; 16]) -> Self::N;
+    /// The sixteen bytes of two words in registers, the first one's first, zero-extended. Through memory they
+    /// would have to wait for each other.
+    fn widen_words(self, words: [u64; 2]) -> Self::N;
     /// Sixteen signed bytes, sign-extended.
     fn widen_i8(self, x: &[u8; 16]) -> Self::N;
     /// Lane i is `x >> i`: one bit a lane (the higher bits are left in place).

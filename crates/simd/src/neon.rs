@@ -171,6 +171,10 @@ impl Isa for Neon {
             let (low, high) = (vmovl_u8(vget_low_u8(x)), vmovl_high_u8(x));
             [vmovl_u16(vget_low_u16(low)), vmovl_high_u16(low), vmovl_u16(vget_low_u16(high)), vmovl_high_u16(high)]
         };
+        widen_words(words: [u64; 2]) -> N = {
+            let (low, high) = (vmovl_u8(vcreate_u8(words[0])), vmovl_u8(vcreate_u8(words[1])));
+            [vmovl_u16(vget_low_u16(low)), vmovl_high_u16(low), vmovl_u16(vget_low_u16(high)), vmovl_high_u16(high)]
+        };
         widen_i8(x: &[u8; 16]) -> N = {
             let x = vld1q_s8(x.as_ptr().cast());
             let (low, high) = (vmovl_s8(vget_low_s8(x)), vmovl_high_s8(x));

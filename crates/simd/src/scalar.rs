@@ -105,6 +105,10 @@ impl Isa for Scalar {
         x.map(i32::from)
     }
     #[inline(always)]
+    fn widen_words(self, words: [u64; 2]) -> [i32; 16] {
+        from_fn(|i| i32::from(words[i / 8].to_le_bytes()[i % 8]))
+    }
+    #[inline(always)]
     fn widen_i8(self, x: &[u8; 16]) -> [i32; 16] {
         x.map(|b| i32::from(b as i8))
     }

@@ -102,6 +102,8 @@ fn agrees_with_scalar<I: Isa>(isa: I) {
         let byte: [u8; 16] = random.bytes();
         check("widen_u8", unload(isa.to_f32(isa.widen_u8(&byte))), Scalar.to_f32(Scalar.widen_u8(&byte)));
         check("widen_i8", unload(isa.to_f32(isa.widen_i8(&byte))), Scalar.to_f32(Scalar.widen_i8(&byte)));
+        let words = [random.bits(), random.bits()];
+        check("widen_words", lanes(isa, isa.widen_words(words)), bits(Scalar.widen_words(words)));
         let x = random.bits() as u32;
         check("spread1", lanes(isa, isa.spread1(x as u16)), bits(Scalar.spread1(x as u16)));
         check("spread2", lanes(isa, isa.spread2(x)), bits(Scalar.spread2(x)));

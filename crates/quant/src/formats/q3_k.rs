@@ -70,12 +70,12 @@ impl Format for Q3K {
 
     #[inline(always)]
     fn affines<I: Isa>(isa: I, block: &[u8], scales: &mut [f32; 16], _: &mut [f32; 16]) {
-        let [a, b, high] = [96, 100, 104].map(|offset| word(block, offset));
         // Four scales a word: nibbles of a and b, and pairs of bits above them.
-        let words = [(a, high << 4), (b, high << 2), (a >> 4, high), (b >> 4, high >> 2)]
-            .map(|(four, two)| four & 0x0f0f_0f0f | two & 0x3030_3030);
-        let bytes = words.into_iter().rev().fold(0, |all, word| all << 32 | u128::from(word)).to_le_bytes();
-        let integers = isa.to_f32(isa.add_n(isa.widen_u8(&bytes), isa.splat_n(-32)));
+        let (a, b, high) = (word(block, 96), word(block, 100), word(block, 104));
+        let four = |low: u32, two: u32| u64::from(low & 0x0f0f_0f0f | two & 0x3030_3030);
+        let first = four(b, high << 2) << 32 | four(a, high << 4);
+        let last = four(b >> 4, high >> 2) << 32 | four(a >> 4, high);
+        let integers = isa.to_f32(isa.add_n(isa.widen_words([first, last]), isa.splat_n(-32)));
         isa.store(isa.mul(isa.splat(f16_at(isa, block, 108)), integers), scales);
     }
 

@@ -50,19 +50,35 @@ fn sub_block(block: &[u8], j: usize) -> (f32, f32) {
     (read_f16(block, 0) * f32::from(scale), -(read_f16(block, 2) * f32::from(min)))
 }
 
-/// Scales and shifts of all sub-blocks: [`six_bits`] on four bytes at a time.
+/// Scales and minimums of all sub-blocks, a byte each: [`six_bits`] on four bytes at a time.
 #[inline(always)]
-fn sub_blocks<I: Isa>(isa: I, block: &[u8], scales: &mut [f32; 16], shifts: &mut [f32; 16]) {
-    let [a, b, c] = [4, 8, 12].map(|offset| word(block, offset));
+fn all_six_bits(block: &[u8]) -> [u64; 2] {
+    let (a, b, c) = (word(block, 4), word(block, 8), word(block, 12));
     let low = |x: u32| x & 0x3f3f_3f3f;
     let high = |four: u32, two: u32| four & 0x0f0f_0f0f | two >> 2 & 0x3030_3030;
-    let lanes = |first: u32, last: u32| {
-        let bytes = u128::from(u64::from(last) << 32 | u64::from(first)).to_le_bytes();
-        isa.to_f32(isa.widen_u8(&bytes))
-    };
+    let eight = |first: u32, last: u32| u64::from(last) << 32 | u64::from(first);
+    [eight(low(a), high(c, a)), eight(low(b), high(c >> 4, b))]
+}
+
+/// Scales and shifts of all sub-blocks.
+#[inline(always)]
+fn sub_blocks<I: Isa>(isa: I, block: &[u8], scales: &mut [f32; 16], shifts: &mut [f32; 16]) {
     let (d, min) = (f16_at(isa, block, 0), f16_at(isa, block, 2));
-    isa.store(isa.mul(isa.splat(d), lanes(low(a), high(c, a))), scales);
-    isa.store(isa.mul(isa.splat(-min), lanes(low(b), high(c >> 4, b))), shifts);
+    let [scale, minimum] = all_six_bits(block);
+    isa.store(isa.mul(isa.splat(d), isa.to_f32(isa.widen_words([scale, 0]))), scales);
+    isa.store(isa.mul(isa.splat(-min), isa.to_f32(isa.widen_words([minimum, 0]))), shifts);
+}
+
+/// The same of two blocks of `BYTES`.
+#[inline(always)]
+fn two_sub_blocks<I: Isa, const BYTES: usize>(isa: I, blocks: &[u8]) -> (I::F, I::F) {
+    let (first, second) = (&blocks[..BYTES], &blocks[BYTES..2 * BYTES]);
+    let ([scale, minimum], [scale_2, minimum_2]) = (all_six_bits(first), all_six_bits(second));
+    let d = isa.join(isa.splat(f16_at(isa, first, 0)), isa.splat(f16_at(isa, second, 0)));
+    let min = isa.join(isa.splat(-f16_at(isa, first, 2)), isa.splat(-f16_at(isa, second, 2)));
+    let scales = isa.to_f32(isa.widen_words([scale, scale_2]));
+    let minimums = isa.to_f32(isa.widen_words([minimum, minimum_2]));
+    (isa.mul(d, scales), isa.mul(min, minimums))
 }
 
 /// Encodes scales and minimums, and returns the codes.
@@ -145,6 +161,11 @@ impl Format for Q4K {
     }
 
     #[inline(always)]
+    fn strip<I: Isa>(isa: I, blocks: &[u8]) -> (I::F, I::F) {
+        two_sub_blocks::<I, { Self::BYTES }>(isa, blocks)
+    }
+
+    #[inline(always)]
     fn codes<I: Isa>(isa: I, block: &[u8], i: usize) -> I::F {
         isa.low_bits::<4, 0>(nibbles(isa, block, 16, i))
     }
@@ -189,6 +210,11 @@ impl Format for Q5K {
     #[inline(always)]
     fn affines<I: Isa>(isa: I, block: &[u8], scales: &mut [f32; 16], shifts: &mut [f32; 16]) {
         sub_blocks(isa, block, scales, shifts);
+    }
+
+    #[inline(always)]
+    fn strip<I: Isa>(isa: I, blocks: &[u8]) -> (I::F, I::F) {
+        two_sub_blocks::<I, { Self::BYTES }>(isa, blocks)
     }
 
     #[inline(always)]

@@ -144,19 +144,22 @@ impl<V: Copy, const T: usize> Sums<V, T> {
         // Blocks of 32 come in pairs.
         let parts = const { if F::BLOCK < 64 { 1 } else { F::BLOCK / 64 } };
         let part_bytes = const { if F::BLOCK < 64 { 64 / F::BLOCK * F::BYTES } else { F::BYTES } };
-        let count = (groups * F::GROUP).div_ceil(64) / parts;
-        for (b, blocks) in blocks.chunks_exact(part_bytes).enumerate().take(count) {
-            for i in 0..parts {
-                let w = F::bytes(isa, blocks, i);
-                let number = b * parts + i;
-                let index = isa.load_n(&const { indices(F::GROUP) }[number]);
-                for t in 0..T {
-                    let whole = isa.dot4(isa.splat_n(0), w, isa.load_n(&codes[t][number]));
-                    let sum = &mut self.products[t][number % 2];
-                    *sum = isa.fma(isa.to_f32(whole), isa.lookup(scales[t], index), *sum);
+        let count = (groups * F::GROUP).div_ceil(64);
+        macro_rules! unrolled {
+            ($($number:literal)*) => {$(
+                if const { $number < 16 * F::GROUP / 64 } && $number < count {
+                    let w = F::bytes(isa, &blocks[$number / parts * part_bytes..][..part_bytes], $number % parts);
+                    let index = isa.load_n(&const { indices(F::GROUP) }[$number]);
+                    for t in 0..T {
+                        let whole = isa.dot4(isa.splat_n(0), w, isa.load_n(&codes[t][$number]));
+                        let sum = &mut self.products[t][$number % 2];
+                        *sum = isa.fma(isa.to_f32(whole), isa.lookup(scales[t], index), *sum);
+                    }
                 }
-            }
+            )*};
         }
+        // By hand, so that each part knows at compile time where it lies.
+        unrolled!(0 1 2 3 4 5 6 7);
     }
 }
 
