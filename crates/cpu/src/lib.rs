@@ -1,9 +1,9 @@
 //! The CPU backend: threads and SIMD.
 //!
 //! Weights stay in the file's map. Few tokens: every weight is read once, decoded in registers and used
-//! for all of them. Many tokens: rows are decoded to a panel that stays in cache. Activations are `f32`
-//! throughout, so results agree with the scalar backend to rounding. Work is cut the same way whatever
-//! the number of threads: so are results.
+//! for all of them. Many tokens: rows are decoded to a panel that stays in cache. Activations are `f32`, but
+//! for products with quantised weights where whole-number products are instructions: these round them to 8
+//! bits. Work is cut the same way whatever the number of threads: so are results.
 #![deny(unsafe_code)]
 
 mod attention;

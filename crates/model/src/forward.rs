@@ -1,5 +1,6 @@
 //! The forward pass: every block of every architecture, in one screen.
 
+use crate::arch::Mixing;
 use crate::config::{Config, MixerConfig};
 use crate::load::{Linear, Model, Norm};
 use crate::rope::Frequencies;
@@ -120,12 +121,15 @@ impl Widths {
                 }
                 (MixerConfig::Attention(n), None, _) => {
                     let [k_dim, v_dim] = n.kv.head_dim;
-                    fit(&mut w.projected, 2 * n.heads * k_dim);
                     fit(&mut w.q, n.heads * k_dim);
                     fit(&mut w.k, n.kv.heads * k_dim);
                     fit(&mut w.v, n.kv.heads * v_dim);
                     fit(&mut w.attended, n.heads * v_dim);
-                    fit(&mut w.gate, n.heads * v_dim);
+                    if matches!(config.arch.mixing, Mixing::Hybrid(_)) {
+                        // Queries and the gates of their heads' outputs.
+                        fit(&mut w.projected, 2 * n.heads * k_dim);
+                        fit(&mut w.gate, n.heads * k_dim);
+                    }
                 }
                 (MixerConfig::DeltaNet(_), _, numbers) => {
                     let n = numbers.as_ref().expect("a config with such layers has their numbers");
@@ -161,6 +165,12 @@ impl<'a, B: Backend> Pass<'a, B> {
     /// Makes a tensor `[tokens, width]`.
     pub fn reshape(&self, x: &mut B::Tensor, width: usize) {
         self.backend.reshape(x, self.tokens.len(), width);
+    }
+
+    /// Makes `out` a copy of x, `[tokens, width]`.
+    pub fn copy(&self, width: usize, x: &B::Tensor, out: &mut B::Tensor) {
+        self.reshape(out, width);
+        self.backend.copy_columns([1, width], x, Runs::heads(width), out, Runs::heads(width));
     }
 
     pub fn linear(&self, w: &Linear<B>, x: &B::Tensor, out: &mut B::Tensor) {
@@ -202,7 +212,7 @@ impl<'a, B: Backend> Pass<'a, B> {
         match norm.bias {
             None => self.backend.rms_norm(&norm.weight, self.config().eps, x, h),
             Some(_) => {
-                self.backend.copy_columns([1, width], x, Runs::heads(width), h, Runs::heads(width));
+                self.copy(width, x, h);
                 self.norm_inplace(norm, h);
             }
         }

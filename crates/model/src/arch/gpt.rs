@@ -2,7 +2,7 @@
 
 use super::{Activation, Arch, Gating, RopePairs, llama::LLAMA};
 
-/// Layer norms, learned positions and ungated feed-forward layers, all said by the file's tensors.
+/// Layer norms, learned positions and ungated feed-forward layers.
 pub const GPT2: Arch = Arch {
     name: "gpt2",
     models: "GPT-2",

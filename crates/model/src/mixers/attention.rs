@@ -95,11 +95,7 @@ impl<B: Backend> Weights<B> {
             pass.linear(k, h, &mut s.k);
             match &self.v {
                 Some(v) => pass.linear(v, h, &mut s.v),
-                None => {
-                    let width = numbers.kv.heads * k_dim;
-                    pass.reshape(&mut s.v, width);
-                    backend.copy_columns([1, width], &s.k, Runs::heads(width), &mut s.v, Runs::heads(width));
-                }
+                None => pass.copy(numbers.kv.heads * k_dim, &s.k, &mut s.v),
             }
             pass.norm_heads(self.v_norm.as_ref(), &mut s.v);
             pass.norm_heads(self.k_norm.as_ref(), &mut s.k);
