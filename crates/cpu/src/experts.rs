@@ -61,7 +61,7 @@ pub fn run(
 
     // Activations are brought to the form that weights read once, then sorted by expert.
     let readers: Vec<_> = groups.iter().map(|group| [&gate[group.expert], &up[group.expert]]).collect();
-    buffers.x.prepare(x.data(), readers.as_flattened());
+    buffers.x.prepare(Some(pool), x.data(), readers.as_flattened());
     if buffers.inputs.len() < groups.len() {
         buffers.inputs.resize_with(groups.len(), Inputs::default);
     }
@@ -91,7 +91,7 @@ pub fn run(
             for i in 0..group.tokens.len() {
                 group.row(gate, hidden, i).for_each(|part| rows.extend_from_slice(part));
             }
-            inputs[0].prepare(rows, &[&down[group.expert]]);
+            inputs[0].prepare(None, rows, &[&down[group.expert]]);
         });
     });
     let outputs = &mut buffers.outputs;

@@ -233,14 +233,6 @@ impl Backend for Cpu {
     }
 }
 
-#[cfg(test)]
-impl Cpu {
-    /// Whether products with weights of this format may round activations to 8 bits.
-    fn rounds(&self, format: &torque_quant::FormatOps) -> bool {
-        (format.kernels)(self.level).prefers_int8
-    }
-}
-
 /// Values below which a loop is not worth waking other threads for.
 const PARALLEL_MIN: usize = 1 << 15;
 

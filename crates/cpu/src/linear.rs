@@ -1,10 +1,11 @@
 //! Matrix products.
 
+use crate::for_chunks;
 use crate::pool::Pool;
 use std::cell::{Cell, RefCell};
 use torque_backend::host::Tensor;
 use torque_backend::{MatrixData, Runs};
-use torque_quant::int8::{Activations8, Panel8};
+use torque_quant::int8::Rounded;
 use torque_quant::{Kernels, Rotation, rotate};
 use torque_simd::Level;
 
@@ -32,7 +33,9 @@ enum Form {
 pub struct Inputs {
     plain: Vec<f32>,
     rotated: Vec<f32>,
-    rounded: Activations8,
+    /// Of as many tokens as there are, and what is left of former ones.
+    rounded: Vec<Rounded>,
+    tokens: usize,
 }
 
 /// Activations in the form that a matrix reads.
@@ -41,10 +44,10 @@ pub enum Input<'a> {
     /// Plain or rotated.
     Floats(&'a [f32]),
     /// In whole numbers.
-    Rounded(&'a Activations8),
+    Rounded(&'a [Rounded]),
 }
 
-/// Tokens up to which weights are decoded in registers; above, a panel of rows is decoded for all.
+/// Tokens up to which weights are multiplied as floats in registers; above, a panel of rows is decoded for all.
 const REGISTER_TOKENS: usize = 8;
 
 /// Weights in a piece of work: enough to make the hand-out of pieces cheap, few enough that the last
@@ -65,8 +68,6 @@ thread_local! {
     static RESULTS: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
     /// A worker's panel of floats.
     static PANEL: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
-    /// A worker's panels of whole numbers.
-    static PANELS: RefCell<Vec<Panel8>> = const { RefCell::new(Vec::new()) };
 }
 
 /// See [`torque_backend::Backend::linear_runs`]. A piece of work is a run.
@@ -80,7 +81,7 @@ pub fn runs(pool: &Pool, w: &[Matrix], x: &Tensor, from: Runs, out: &mut Tensor,
         RUN.with_borrow_mut(|(run, inputs)| {
             run.clear();
             (0..tokens).for_each(|t| run.extend_from_slice(&x.row(t)[from.columns(g, columns)]));
-            inputs.prepare(run, &[&w[g]]);
+            inputs.prepare(None, run, &[&w[g]]);
             w[g].multiply(0, w[g].input(inputs), tokens, results);
         });
     });
@@ -98,7 +99,7 @@ impl Matrix {
         let kernels = (data.format.kernels)(level);
         let reads = match data.format.rotation {
             Rotation::Block32 => Form::Rotated,
-            _ if kernels.prefers_int8 => Form::Rounded,
+            _ if data.format.rounds_activations() => Form::Rounded,
             _ => Form::Plain,
         };
         Matrix { data, kernels, reads }
@@ -112,7 +113,7 @@ impl Matrix {
         let x = match self.reads {
             Form::Plain => Input::Floats(x),
             _ => {
-                inputs.prepare(x, &[self]);
+                inputs.prepare(Some(pool), x, &[self]);
                 self.input(&inputs)
             }
         };
@@ -137,17 +138,14 @@ impl Matrix {
         let (columns, count) = (self.data.columns, out.len() / tokens);
         let row_bytes = self.data.format.row_bytes(columns);
         let weights = &self.data.bytes[first * row_bytes..][..count * row_bytes];
-        let Kernels { matvec, matmul, matvec8, matmul8, .. } = self.kernels;
+        let Kernels { matvec, matmul, multiply, .. } = self.kernels;
         match x {
             Input::Floats(x) if tokens <= REGISTER_TOKENS => matvec(weights, columns, x, tokens, out),
             Input::Floats(x) => PANEL.with_borrow_mut(|panel| {
                 panel.resize(torque_quant::gemm::panel_len(count, columns), 0.0);
                 matmul(weights, columns, x, tokens, panel, out);
             }),
-            Input::Rounded(x) if tokens <= REGISTER_TOKENS => matvec8(weights, columns, x, out),
-            Input::Rounded(x) => {
-                PANELS.with_borrow_mut(|panels| matmul8(weights, columns, x, panels, out));
-            }
+            Input::Rounded(x) => multiply(weights, columns, x, out),
         }
     }
 
@@ -156,35 +154,59 @@ impl Matrix {
         match self.reads {
             Form::Plain => Input::Floats(&x.plain),
             Form::Rotated => Input::Floats(&x.rotated),
-            Form::Rounded => Input::Rounded(&x.rounded),
+            Form::Rounded => Input::Rounded(&x.rounded[..x.tokens]),
         }
     }
 
     /// Rows in a piece of work.
     pub fn piece(&self, tokens: usize) -> usize {
         match tokens <= REGISTER_TOKENS {
-            true => (PIECE / self.data.columns).clamp(4, 256).next_multiple_of(4),
+            true => (PIECE / self.data.columns).clamp(16, 256).next_multiple_of(16),
             false => PANEL_ROWS,
         }
     }
 }
 
 impl Inputs {
-    /// Makes them `x` in the forms that these matrices, of one width, read.
-    pub fn prepare(&mut self, x: &[f32], readers: &[&Matrix]) {
+    /// Makes them `x` in the forms that these matrices, of one width, read; in parallel if there is a pool.
+    pub fn prepare(&mut self, pool: Option<&Pool>, x: &[f32], readers: &[&Matrix]) {
+        let Matrix { kernels, data, .. } = readers[0];
+        self.tokens = x.len() / data.columns;
         for form in forms(readers) {
             match form {
                 Form::Plain => x.clone_into(&mut self.plain),
                 Form::Rotated => {
                     x.clone_into(&mut self.rotated);
-                    self.rotated.as_chunks_mut::<32>().0.iter_mut().for_each(rotate::block32_forward);
+                    let rotate = |row: &mut [f32]| {
+                        row.as_chunks_mut::<32>().0.iter_mut().for_each(rotate::block32_forward);
+                    };
+                    match pool {
+                        Some(pool) => {
+                            for_chunks(pool, x.len(), &mut self.rotated, data.columns, |_, row| rotate(row))
+                        }
+                        None => rotate(&mut self.rotated),
+                    }
                 }
                 Form::Rounded => {
-                    let Matrix { kernels, data, .. } = readers[0];
-                    (kernels.round)(&mut self.rounded, x, data.columns);
+                    let rounded = self.rows();
+                    let round = |t: usize, to: &mut [Rounded]| {
+                        (kernels.round)(&mut to[0], &x[t * data.columns..][..data.columns]);
+                    };
+                    match pool {
+                        Some(pool) => for_chunks(pool, x.len(), rounded, 1, round),
+                        None => rounded.chunks_mut(1).enumerate().for_each(|(t, to)| round(t, to)),
+                    }
                 }
             }
         }
+    }
+
+    /// Rounded activations of all tokens, to be written.
+    fn rows(&mut self) -> &mut [Rounded] {
+        if self.rounded.len() < self.tokens {
+            self.rounded.resize_with(self.tokens, Rounded::default);
+        }
+        &mut self.rounded[..self.tokens]
     }
 
     /// Makes them some tokens of others, which were prepared for these matrices.
@@ -194,11 +216,15 @@ impl Inputs {
             to.clear();
             tokens.iter().for_each(|t| to.extend_from_slice(&from[t * columns..][..columns]));
         };
+        self.tokens = tokens.len();
         for form in forms(readers) {
             match form {
                 Form::Plain => take(&mut self.plain, &from.plain),
                 Form::Rotated => take(&mut self.rotated, &from.rotated),
-                Form::Rounded => self.rounded.take_rows(&from.rounded, tokens),
+                Form::Rounded => {
+                    let rows = self.rows().iter_mut().zip(tokens);
+                    rows.for_each(|(to, &t)| to.copy_from(&from.rounded[t]));
+                }
             }
         }
     }

@@ -122,21 +122,27 @@ fn products_agree_for_every_weight_format() {
                 let what = format!("{} × {tokens} on {}", format.name, backend.device());
                 let tolerance = match format.rotation {
                     // Activations rounded to 8 bits; the exact bound is tested with the kernel.
-                    _ if backend.rounds(format) => 0.01,
+                    _ if format.rounds_activations() => 0.01,
                     // Weights that are multiplied in a rotated domain round once more.
                     Rotation::Block32 => 4.0 * TOLERANCE,
                     _ => TOLERANCE,
                 };
                 suite::check_close(&what, expected.data(), found.data(), tolerance);
+                for t in [0, tokens - 1] {
+                    let mut alone = Tensor::from_rows(rows, &vec![0.0; rows]);
+                    let row = Tensor::from_rows(columns, x.row(t));
+                    backend.linear(&backend.matrix(data.clone()), &row, &mut alone);
+                    assert_eq!(alone.data(), found.row(t), "{what}: alone and in a batch");
+                }
             }
         }
     }
 }
 
 /// What rounding activations to 8 bits may cost an output of two products, if any of these formats rounds.
-fn experts_tolerance(backend: &Cpu, formats: &[&'static str; 3]) -> f32 {
-    let by_name = |name| torque_quant::by_name(name).unwrap();
-    match formats.iter().any(|name| backend.rounds(by_name(name))) {
+fn experts_tolerance(_: &Cpu, formats: &[&'static str; 3]) -> f32 {
+    let rounds = |name: &&str| torque_quant::by_name(name).unwrap().rounds_activations();
+    match formats.iter().any(rounds) {
         true => 0.02,
         false => 4.0 * TOLERANCE,
     }
@@ -150,16 +156,13 @@ fn experts_agree_on_every_instruction_set() {
 #[test]
 fn experts_do_not_depend_on_threads_instruction_set_or_company() {
     for tokens in [1, 6, 50] {
-        let case = ExpertsCase { biases: true, ..ExpertsCase::new("bf16", tokens) };
-        let weights = case.weights();
-        let run = |backend: &Cpu| [tokens, 1].map(|chunk| case.run(backend, &weights, chunk));
-        let outputs: Vec<_> = backends().iter().flat_map(run).collect();
-        assert!(outputs.iter().all(|o| *o == outputs[0]), "{tokens} tokens");
-        let case = ExpertsCase { formats: ["q4_k"; 3], ..case };
-        let weights = case.weights();
-        let run = |threads| case.run(&Cpu::new(Some(threads), None).unwrap(), &weights, tokens);
-        let outputs = [1, 2, 3].map(run);
-        assert!(outputs.iter().all(|o| *o == outputs[0]), "{tokens} tokens");
+        for format in ["bf16", "q4_k", "q6_k", "q8_0"] {
+            let case = ExpertsCase { biases: true, ..ExpertsCase::new(format, tokens) };
+            let weights = case.weights();
+            let run = |backend: &Cpu| [tokens, 1].map(|chunk| case.run(backend, &weights, chunk));
+            let outputs: Vec<_> = backends().iter().flat_map(run).collect();
+            assert!(outputs.iter().all(|o| *o == outputs[0]), "{tokens} tokens, {format}");
+        }
     }
 }
 

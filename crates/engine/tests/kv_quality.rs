@@ -60,7 +60,7 @@ fn stored(engine: &Engine, reference: &Path, tensor: &str) -> Option<DivergenceR
 
 /// Whether products of the model round activations to 8 bits.
 fn rounds(name: &str, engine: &Engine) -> bool {
-    engine.device() == "avx512" && (name.contains("-q-") || name == "gpt-oss")
+    engine.backend() == "cpu" && (name.contains("-q-") || name == "gpt-oss")
 }
 
 /// Demands the zoo's gates for an f16 cache, or those for rounded activations, which may choose other experts:

@@ -40,7 +40,7 @@ fn document() -> String {
              Every file below is a small model of random weights with logits recorded from `transformers` (quantised files: from \
              their weights expanded to float). Tests run all of them on every change:\n\n\
              - in float with an exact cache, on the scalar and the CPU backend: within 2·10⁻⁴ of every recorded logit; where the \
-             CPU rounds activations to 8 bits (AVX-512 VNNI, quantised weights), KL divergence below 5·10⁻³;\n\
+             CPU rounds activations to 8 bits (quantised weights), KL divergence below 5·10⁻³;\n\
              - a prompt in one batch, token by token and in odd chunks, with pages sealing on the way: within 10⁻⁴ in float;\n\
              - an f16 cache: KL divergence below 10⁻⁵;\n\
              - q8_0, turbo4, turbo3 and turbo2 caches: KL divergence below that of the same formats stored row by row, as recorded \

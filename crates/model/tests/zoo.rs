@@ -19,14 +19,13 @@ fn cpu() -> Cpu {
 const REFERENCE_GATE: f32 = 2e-4;
 /// The same tokens in other chunks.
 const CHUNK_GATE: f32 = 1e-4;
-/// Activations rounded to 8 bits inside products, as the CPU backend does for quantised weights where
-/// whole-number products are instructions: for every logit, and for the mean divergence. Rounding may choose
+/// Activations rounded to 8 bits inside products, as the CPU backend does for quantised weights: for every logit, and for the mean divergence. Rounding may choose
 /// another expert, which changes a row: routed models are judged by their divergence alone.
 const ROUNDED_GATES: [f32; 2] = [1.0, 5e-3];
 
 /// Whether a backend may round activations for this model.
 fn rounds<B: Backend>(backend: &B, name: &str) -> bool {
-    backend.device() == "avx512" && (name.contains("-q-") || name == "gpt-oss")
+    backend.name() == "cpu" && (name.contains("-q-") || name == "gpt-oss")
 }
 
 /// What is wrong with a run, by the gate for float arithmetic or those for rounded activations.

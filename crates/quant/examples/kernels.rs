@@ -7,7 +7,7 @@
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 use torque_quant::gemm::{self, Matrix};
-use torque_quant::int8::Activations8;
+use torque_quant::int8::Rounded;
 use torque_quant::{FORMATS, FloatKernels, FormatOps};
 use torque_simd::Level;
 
@@ -58,37 +58,26 @@ fn read_bandwidth() {
 fn weights(format: &FormatOps, level: Level) {
     let kernels = (format.kernels)(level);
     print!("{:8} {:7}", format.name, level.name());
-    let (cols, rows) = (2048, 64);
+    let (cols, rows) = (2048, 256);
     let bytes = encoded(format, rows * cols, None);
-    for tokens in [1, 2, 4, 8] {
-        let (x, mut out) = (vec![1.0; cols * tokens], vec![0.0; rows * tokens]);
-        let seconds = best(|| (kernels.matvec)(black_box(&bytes), cols, &x, tokens, black_box(&mut out)));
-        print!(" | {tokens}: {:5.1} GB/s", bytes.len() as f64 / seconds / 1e9);
-    }
-    if kernels.prefers_int8 {
-        for tokens in [1, 4] {
-            let (mut x, mut out) = (Activations8::default(), vec![0.0; rows * tokens]);
-            (kernels.round)(&mut x, &vec![1.0; cols * tokens], cols);
-            let seconds = best(|| (kernels.matvec8)(black_box(&bytes), cols, &x, black_box(&mut out)));
-            print!(" | whole {tokens}: {:5.1}", bytes.len() as f64 / seconds / 1e9);
+    let mut panel = vec![0.0; gemm::panel_len(rows, cols)];
+    let many = bytes.repeat((256 << 20) / bytes.len());
+    for (tokens, rows) in [(1, &bytes), (1, &many), (4, &bytes), (4, &many), (512, &bytes)] {
+        let x: Vec<f32> = (0..cols * tokens).map(|i| (i % 61) as f32 - 30.0).collect();
+        let mut rounded = Vec::from_iter((0..tokens).map(|_| Rounded::default()));
+        x.chunks(cols).zip(&mut rounded).for_each(|(x, rounded)| (kernels.round)(rounded, x));
+        let mut out = vec![0.0; rows.len() / format.row_bytes(cols) * tokens];
+        let seconds = best(|| match (format.rounds_activations(), tokens) {
+            (true, _) => (kernels.multiply)(black_box(rows), cols, &rounded, black_box(&mut out)),
+            (_, 1..=8) => (kernels.matvec)(black_box(rows), cols, &x, tokens, black_box(&mut out)),
+            _ => (kernels.matmul)(black_box(rows), cols, &x, tokens, &mut panel, black_box(&mut out)),
+        });
+        print!(" | {tokens}: {:5.1} GB/s", rows.len() as f64 / seconds / 1e9);
+        if tokens > 4 {
+            print!(", {:5.1} GFLOP/s", 2.0 * (cols * out.len()) as f64 / seconds / 1e9);
         }
     }
-    // From memory.
-    let many = bytes.repeat((256 << 20) / bytes.len());
-    let (x, mut out) = (vec![1.0; cols], vec![0.0; many.len() / bytes.len() * rows]);
-    let mut x8 = Activations8::default();
-    (kernels.round)(&mut x8, &x, cols);
-    let seconds = best(|| match kernels.prefers_int8 {
-        true => (kernels.matvec8)(black_box(&many), cols, &x8, black_box(&mut out)),
-        false => (kernels.matvec)(black_box(&many), cols, &x, 1, black_box(&mut out)),
-    });
-    print!(" | memory 1: {:5.1}", many.len() as f64 / seconds / 1e9);
-    let tokens = 128;
-    let (x, mut out) = (vec![1.0; cols * tokens], vec![0.0; rows * tokens]);
-    let mut panel = vec![0.0; gemm::panel_len(rows, cols)];
-    let seconds =
-        best(|| (kernels.matmul)(black_box(&bytes), cols, &x, tokens, &mut panel, black_box(&mut out)));
-    println!(" | {tokens}: {:5.1} GFLOP/s", 2.0 * (rows * cols * tokens) as f64 / seconds / 1e9);
+    println!();
 }
 
 fn cache(format: &FormatOps, level: Level) {

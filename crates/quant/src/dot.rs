@@ -19,10 +19,10 @@ pub const K_BLOCK: usize = 1024;
 /// Runs a body for every chunk of a block of format F, unrolled: a chunk then knows where it lies.
 macro_rules! for_each_chunk {
     ($F:ident, $i:ident => $body:expr) => {
-        for_each_chunk!($F, $i => $body; 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15)
+        for_each_chunk!($F, $i => $body; 0 1)
     };
     ($F:ident, $i:ident => $body:expr; $($n:literal)*) => {{
-        const { assert!($F::BLOCK <= 256) };
+        const { assert!($F::BLOCK <= 32) };
         $(if const { $n < $F::BLOCK / LANES } {
             let $i = $n;
             $body
@@ -228,46 +228,29 @@ fn tail<F: Format, I: Isa, const R: usize, const T: usize>(
     products::<F, I, R, T>(isa, rows.each_ref().map(|row| &row[..F::BYTES]), x.each_ref().map(|x| &x[..]))
 }
 
-/// Scales and shifts of a block.
+/// Scales and shifts of a block's one group, or two, in every lane.
 #[derive(Clone, Copy)]
-pub(crate) struct Affines<V> {
-    /// Of a block with few groups: in every lane.
-    few: [(V, V); 2],
-    /// Of a block with many.
-    scales: [f32; 16],
-    shifts: [f32; 16],
-}
+pub(crate) struct Affines<V>([(V, V); 2]);
 
 impl<V: Copy> Affines<V> {
     #[inline(always)]
     pub fn none(isa: impl Isa<F = V>) -> Self {
-        Affines { few: [(isa.splat(0.0), isa.splat(0.0)); 2], scales: [0.0; 16], shifts: [0.0; 16] }
+        Affines([(isa.splat(0.0), isa.splat(0.0)); 2])
     }
 
     #[inline(always)]
     pub fn read<F: Format, I: Isa<F = V>>(&mut self, isa: I, block: &[u8]) {
-        if const { F::BLOCK / F::GROUP <= 2 } {
-            for g in 0..F::BLOCK / F::GROUP {
-                let (scale, shift) = F::affine(isa, block, g * (F::GROUP / LANES));
-                self.few[g] = (isa.splat(scale), isa.splat(shift));
-            }
-        } else {
-            F::affines(isa, block, &mut self.scales, &mut self.shifts);
-            // Scales that are seen to be in memory are broadcast by the load that reads them. Otherwise
-            // they are taken from a vector by two shuffles each, and shuffles are scarce.
-            std::hint::black_box((&mut self.scales, &mut self.shifts));
+        const { assert!(F::BLOCK / F::GROUP <= 2) };
+        for g in 0..F::BLOCK / F::GROUP {
+            let (scale, shift) = F::affine(isa, block, g * (F::GROUP / LANES));
+            self.0[g] = (isa.splat(scale), isa.splat(shift));
         }
     }
 
     /// Chunk i of the block, decoded.
     #[inline(always)]
     pub fn values<F: Format, I: Isa<F = V>>(&self, isa: I, block: &[u8], i: usize) -> V {
-        let g = i / (F::GROUP / LANES);
-        let (scale, shift) = if const { F::BLOCK / F::GROUP <= 2 } {
-            self.few[g]
-        } else {
-            (isa.splat(self.scales[g]), isa.splat(self.shifts[g]))
-        };
+        let (scale, shift) = self.0[i / (F::GROUP / LANES)];
         decoded::<F, I>(isa, F::codes(isa, block, i), scale, shift)
     }
 }

@@ -45,8 +45,12 @@ pub trait Format: Send + Sync + 'static {
     const SHIFTED: bool = false;
     /// Whether codes are whole numbers from −128 to 127.
     const WHOLE: bool = true;
-    /// What [`Format::bytes`] adds to a code so that none is negative.
-    const OFFSET: u8 = 128;
+    /// What [`Format::row_codes`] adds to a code so that none is negative; none is then above 127.
+    const OFFSET: u8 = 0;
+    /// Whether codes are signed bytes, too wide for an offset. They carry [`Isa::BIAS`] instead.
+    const WIDE: bool = false;
+    /// Values that [`Format::row_codes`] hands out at once.
+    const PART: usize = 32;
     /// What the decoded values mean.
     const ROTATION: Rotation = Rotation::None;
     /// May hold weights.
@@ -65,49 +69,47 @@ pub trait Format: Send + Sync + 'static {
     fn decode(block: &[u8], y: &mut [f32]);
     /// Scale and shift of values `16 i .. 16 i + 16` of the block.
     fn affine<I: Isa>(isa: I, block: &[u8], i: usize) -> (f32, f32);
-    /// [`Format::affine`] of every group of the block, to the bit: group g in item g. Overridden where the
-    /// groups are many and vectors find all at once. Shifts are left alone unless [`Format::SHIFTED`].
-    #[inline(always)]
-    fn affines<I: Isa>(isa: I, block: &[u8], scales: &mut [f32; 16], shifts: &mut [f32; 16]) {
-        for g in 0..Self::BLOCK / Self::GROUP {
-            (scales[g], shifts[g]) = Self::affine(isa, block, g * Self::GROUP / 16);
-        }
-    }
-    /// [`Format::affine`] of sixteen consecutive groups, to the bit, in as many blocks as they take. Shifts
-    /// mean nothing unless [`Format::SHIFTED`].
-    #[inline(always)]
-    fn strip<I: Isa>(isa: I, blocks: &[u8]) -> (I::F, I::F) {
-        let (mut scales, mut shifts) = ([0.0; 16], [0.0; 16]);
-        let groups = Self::BLOCK / Self::GROUP;
-        if groups > 1 {
-            Self::affines(isa, &blocks[..Self::BYTES], &mut scales, &mut shifts);
-            let first = (isa.load(&scales), isa.load(&shifts));
-            if groups == 16 {
-                return first;
-            }
-            assert_eq!(groups, 8, "{}: sixteen groups are one block, two or sixteen", Self::NAME);
-            Self::affines(isa, &blocks[Self::BYTES..], &mut scales, &mut shifts);
-            return (isa.join(first.0, isa.load(&scales)), isa.join(first.1, isa.load(&shifts)));
-        }
-        for (g, block) in blocks.chunks_exact(Self::BYTES).enumerate() {
-            (scales[g], shifts[g]) = Self::affine(isa, block, 0);
-        }
-        (isa.load(&scales), isa.load(&shifts))
-    }
     /// Codes of values `16 i .. 16 i + 16` of the block.
-    fn codes<I: Isa>(isa: I, block: &[u8], i: usize) -> I::F;
-    /// Codes of values `64 i .. 64 i + 64` of the blocks as bytes, plus [`Format::OFFSET`]: of two blocks of
-    /// 32, or one of more. For [`Format::WHOLE`] formats.
+    /// Formats of weights in whole numbers alone do without.
     #[inline(always)]
-    fn bytes<I: Isa>(isa: I, blocks: &[u8], i: usize) -> I::N {
-        let mut bytes = [0; 64];
-        for (j, bytes) in bytes.as_chunks_mut().0.iter_mut().enumerate() {
-            let at = 4 * i + j;
-            let chunks = Self::BLOCK / 16;
-            let codes = isa.round(Self::codes(isa, &blocks[at / chunks * Self::BYTES..], at % chunks));
-            *bytes = isa.narrow(isa.add_n(codes, isa.splat_n(i32::from(Self::OFFSET))));
-        }
-        isa.load_n(&bytes)
+    fn codes<I: Isa>(isa: I, block: &[u8], i: usize) -> I::F {
+        let _ = (isa, block, i);
+        unreachable!("{} is read a row a lane", Self::NAME)
+    }
+    /// Calls `put(g, scales, shifts)` for every group g of sixteen blocks: [`Format::affine`] to the bit, a row a
+    /// lane. For weights in whole numbers; shifts mean nothing unless [`Format::SHIFTED`].
+    #[inline(always)]
+    fn row_affines<I: Isa>(isa: I, blocks: Blocks<'_>, put: impl FnMut(usize, I::F, I::F)) {
+        let _ = (isa, blocks, put);
+        unreachable!("{} is not read a row a lane", Self::NAME)
+    }
+    /// Calls `put(g, codes)` for every group g of values `part * PART ..` of sixteen blocks, first to last. Vector j
+    /// of the codes has values `4 j .. 4 j + 4` of the group, as bytes, a row a lane, plus [`Format::OFFSET`] or
+    /// [`Isa::BIAS`].
+    #[inline(always)]
+    fn row_codes<I: Isa>(isa: I, blocks: Blocks<'_>, part: usize, put: impl FnMut(usize, &[I::N])) {
+        let _ = (isa, blocks, part, put);
+        unreachable!("{} is not read a row a lane", Self::NAME)
+    }
+}
+
+/// One block of each of sixteen rows.
+#[derive(Clone, Copy, Debug)]
+pub struct Blocks<'a> {
+    bytes: &'a [u8],
+    row_bytes: usize,
+}
+
+impl<'a> Blocks<'a> {
+    /// The block that begins with `bytes`, and those every `row_bytes` behind it.
+    pub fn new(bytes: &'a [u8], row_bytes: usize) -> Blocks<'a> {
+        Blocks { bytes, row_bytes }
+    }
+
+    /// Bytes `offset .. offset + 16` of every block: word j of row r in lane r of vector j.
+    #[inline(always)]
+    pub fn words<I: Isa>(self, isa: I, offset: usize) -> [I::N; 4] {
+        isa.load_rows(self.bytes, self.row_bytes, offset)
     }
 }
 
@@ -208,6 +210,12 @@ impl FormatOps {
     /// Bits a value costs.
     pub fn bits(&self) -> f64 {
         8.0 * self.bytes as f64 / self.block as f64
+    }
+
+    /// Whether products with weights of this format are taken in whole numbers, with activations rounded to 8
+    /// bits ([`crate::int8`]).
+    pub fn rounds_activations(&self) -> bool {
+        self.weights && self.whole
     }
 
     /// Whether a row may have this many values: whole blocks, or anything for floats.

@@ -132,20 +132,6 @@ fn products<I: Isa, const M: usize, const N: usize>(
     sums
 }
 
-/// Decodes rows of `cols` values: an embedding, or whatever is wanted as floats.
-pub fn decode_rows<F: Format, I: Isa>(isa: I, rows: &[u8], cols: usize, out: &mut [f32]) {
-    let rows = Rows::new::<F>(rows, cols);
-    assert_eq!(out.len(), rows.n * cols, "shape of out");
-    isa.run(
-        #[inline(always)]
-        || {
-            for (r, out) in out.chunks_exact_mut(cols).enumerate() {
-                decode::<F, I>(isa, rows.slice::<F>(r, 0, cols), out);
-            }
-        },
-    );
-}
-
 /// Rows of floats, `stride` apart.
 #[derive(Clone, Copy, Debug)]
 pub struct Matrix<'a> {

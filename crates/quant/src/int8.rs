@@ -7,77 +7,65 @@
 //! x8 are the activations of a block of 32 in units of a, their largest magnitude / 127; sum is their sum
 //! over a group. Inner sums are exact, so the only error is that of rounding the activations: at most a/2
 //! each.
+//!
+//! Sixteen rows lie in the lanes of a vector, and groups are added up first to last. A result therefore
+//! depends neither on the instruction set, nor on how many rows and tokens are multiplied together: a token
+//! has the same logits alone and in a batch.
 
-mod matmul;
-mod matvec;
+mod tiles;
 
-pub use matmul::{Panel8, matmul8};
-pub use matvec::matvec8;
-
-use crate::Format;
+use crate::format::{Blocks, Format};
+use tiles::Panel;
 use torque_simd::{Isa, LANES};
 
 /// Activations that share a scale.
 pub const BLOCK: usize = 32;
 
-/// Activations of some tokens, rounded to 8 bits.
-///
-/// Rows are as long as the columns and then zero, up to whole strips of every format.
-#[derive(Debug, Default)]
-pub struct Activations8 {
-    tokens: usize,
-    columns: usize,
-    /// Columns and zeros.
-    width: usize,
-    /// `[tokens, width]`: whole numbers from −127 to 127, as bytes.
-    codes: Vec<u8>,
-    /// `[tokens, width / 16]` and `[tokens, width / 32]`: what one unit of a code is.
-    scales: [Vec<f32>; 2],
-    /// Likewise: sums of the values that the codes stand for.
-    sums: [Vec<f32>; 2],
-    /// `[tokens, width / 16]`: −128 times the sum of 16 codes.
-    starts: Vec<i32>,
-}
-
-/// Widths are whole multiples of this: of sixteen groups of 32.
+/// Rows are followed by zeros up to whole multiples of this: sixteen groups of 32.
 const WIDTH: usize = 16 * 32;
 
-/// Which of the scales and sums go with a format's groups.
-const fn by_group<F: Format>() -> usize {
-    match F::GROUP {
-        16 => 0,
-        32 => 1,
-        _ => panic!("weights have groups of 16 or 32"),
-    }
+/// The activations of a token, rounded to 8 bits.
+#[derive(Debug, Default)]
+pub struct Rounded {
+    columns: usize,
+    /// `[width]`: whole numbers from −127 to 127, as bytes.
+    codes: Vec<u8>,
+    /// Of every 16 codes, and of every 32.
+    groups: [Groups; 2],
 }
 
-impl Activations8 {
-    /// Rounds `x`, `[tokens, columns]`; columns are a multiple of 32.
-    pub fn round<I: Isa>(&mut self, isa: I, x: &[f32], columns: usize) {
-        assert!(columns.is_multiple_of(BLOCK) && x.len().is_multiple_of(columns), "rows of whole blocks");
-        let width = columns.next_multiple_of(WIDTH);
-        let tokens = x.len() / columns;
-        (self.tokens, self.columns, self.width) = (tokens, columns, width);
-        self.codes.resize(tokens * width, 0);
-        self.starts.resize(tokens * width / 16, 0);
-        for (i, group) in [16, 32].into_iter().enumerate() {
-            self.scales[i].resize(tokens * width / group, 0.0);
-            self.sums[i].resize(tokens * width / group, 0.0);
+/// What goes with each group of codes.
+#[derive(Debug, Default)]
+struct Groups {
+    /// What one unit of a code is.
+    scales: Vec<f32>,
+    /// The sum of the values that the codes stand for.
+    sums: Vec<f32>,
+    /// The sum of the codes.
+    totals: Vec<f32>,
+}
+
+impl Rounded {
+    /// Rounds `x`, whose length is a multiple of 32.
+    pub fn round<I: Isa>(&mut self, isa: I, x: &[f32]) {
+        assert!(x.len().is_multiple_of(BLOCK), "whole blocks of activations");
+        self.columns = x.len();
+        let width = x.len().next_multiple_of(WIDTH);
+        self.codes.clear();
+        self.codes.resize(width, 0);
+        for (Groups { scales, sums, totals }, size) in self.groups.iter_mut().zip([16, 32]) {
+            for numbers in [scales, sums, totals] {
+                numbers.clear();
+                numbers.resize(width / size, 0.0);
+            }
         }
         isa.run(
             #[inline(always)]
-            || {
-                for (t, x) in x.chunks_exact(columns).enumerate() {
-                    for b in 0..width / BLOCK {
-                        let x = x.as_chunks().0.get(b).unwrap_or(&[0.0; BLOCK]);
-                        self.round_block(isa, x, t * width / BLOCK + b);
-                    }
-                }
-            },
+            || x.as_chunks().0.iter().enumerate().for_each(|(b, x)| self.round_block(isa, x, b)),
         );
     }
 
-    /// Rounds the block that lies b blocks from the beginning.
+    /// Rounds block b.
     #[inline(always)]
     fn round_block<I: Isa>(&mut self, isa: I, x: &[f32; BLOCK], b: usize) {
         let x = [isa.load(x.first_chunk().expect("32")), isa.load(x.last_chunk().expect("32"))];
@@ -91,33 +79,244 @@ impl Activations8 {
             let code = isa.round(isa.mul(x[half], isa.splat(inverse)));
             let at = 2 * b + half;
             self.codes[at * LANES..][..LANES].copy_from_slice(&isa.narrow(code));
-            let sum = isa.sum(isa.to_f32(code));
-            self.starts[at] = -128 * sum as i32;
-            (self.scales[0][at], self.sums[0][at]) = (scale, sum * scale);
-            both += sum;
+            let total = isa.sum(isa.to_f32(code));
+            self.groups[0].set(at, scale, total);
+            both += total;
         }
-        (self.scales[1][b], self.sums[1][b]) = (scale, both * scale);
+        self.groups[1].set(b, scale, both);
     }
 
-    /// Takes some tokens of others.
-    pub fn take_rows(&mut self, from: &Activations8, tokens: &[usize]) {
-        fn take<T: Copy>(to: &mut Vec<T>, from: &[T], row: usize, tokens: &[usize]) {
-            to.clear();
-            tokens.iter().for_each(|t| to.extend_from_slice(&from[t * row..][..row]));
-        }
-        let width = from.width;
-        (self.tokens, self.columns, self.width) = (tokens.len(), from.columns, width);
-        take(&mut self.codes, &from.codes, width, tokens);
-        take(&mut self.starts, &from.starts, width / 16, tokens);
-        for (i, group) in [16, 32].into_iter().enumerate() {
-            take(&mut self.scales[i], &from.scales[i], width / group, tokens);
-            take(&mut self.sums[i], &from.sums[i], width / group, tokens);
-        }
+    /// The groups that go with those of a format.
+    fn groups(&self, group: usize) -> &Groups {
+        &self.groups[group / 32]
     }
 
-    /// How many tokens.
-    pub fn tokens(&self) -> usize {
-        self.tokens
+    /// Makes them others, in the memory there is.
+    pub fn copy_from(&mut self, from: &Rounded) {
+        self.columns = from.columns;
+        self.codes.clone_from(&from.codes);
+        for (to, from) in self.groups.iter_mut().zip(&from.groups) {
+            to.scales.clone_from(&from.scales);
+            to.sums.clone_from(&from.sums);
+            to.totals.clone_from(&from.totals);
+        }
+    }
+}
+
+impl Groups {
+    #[inline(always)]
+    fn set(&mut self, g: usize, scale: f32, total: f32) {
+        (self.scales[g], self.sums[g], self.totals[g]) = (scale, total * scale, total);
+    }
+
+    /// Groups `first .. first + count`: scales, sums and totals.
+    #[inline(always)]
+    fn get(&self, first: usize, count: usize) -> (&[f32], &[f32], &[f32]) {
+        (&self.scales[first..][..count], &self.sums[first..][..count], &self.totals[first..][..count])
+    }
+}
+
+/// As [`crate::dot::matvec`], for any number of tokens of rounded activations.
+pub fn multiply<F: Format, I: Isa>(isa: I, rows: &[u8], columns: usize, x: &[Rounded], out: &mut [f32]) {
+    const { assert!(F::GROUP == 16 || F::GROUP == 32, "weights have groups of 16 or 32") };
+    assert!(columns.is_multiple_of(F::BLOCK), "{}: {columns} columns", F::NAME);
+    assert!(x.iter().all(|x| x.columns == columns), "as many activations as columns");
+    let row_bytes = columns / F::BLOCK * F::BYTES;
+    let n = rows.len() / row_bytes;
+    assert_eq!((rows.len(), out.len()), (n * row_bytes, x.len() * n), "shapes of rows and out");
+    let (full, rest) = rows.split_at(n / LANES * LANES * row_bytes);
+    sixteens::<F, I>(isa, Rows { bytes: full, row_bytes, columns }, x, out, n);
+    if !rest.is_empty() {
+        // Fewer than sixteen rows are followed by zeros.
+        let (first, count) = (n / LANES * LANES, n % LANES);
+        let bytes = [rest, &vec![0; (LANES - count) * row_bytes]].concat();
+        let mut results = vec![0.0; x.len() * LANES];
+        sixteens::<F, I>(isa, Rows { bytes: &bytes, row_bytes, columns }, x, &mut results, LANES);
+        for (results, out) in results.chunks_exact(LANES).zip(out.chunks_exact_mut(n)) {
+            out[first..].copy_from_slice(&results[..count]);
+        }
+    }
+}
+
+/// Encoded rows, sixteen or a multiple.
+#[derive(Clone, Copy)]
+struct Rows<'a> {
+    bytes: &'a [u8],
+    row_bytes: usize,
+    columns: usize,
+}
+
+impl<'a> Rows<'a> {
+    fn len(self) -> usize {
+        self.bytes.len() / self.row_bytes
+    }
+
+    /// The blocks at column k of sixteen rows.
+    #[inline(always)]
+    fn blocks<F: Format>(self, first: usize, k: usize) -> Blocks<'a> {
+        Blocks::new(&self.bytes[first * self.row_bytes + k / F::BLOCK * F::BYTES..], self.row_bytes)
+    }
+
+    /// Asks for a share of the next sixteen rows: as many bytes, one after the other, as a part of the blocks at
+    /// column k has.
+    #[inline(always)]
+    fn prefetch<F: Format, I: Isa>(self, isa: I, first: usize, k: usize) {
+        let bytes = const { LANES * F::BYTES / (F::BLOCK / F::PART) };
+        let at = (first + LANES) * self.row_bytes + k / F::PART * bytes;
+        for line in 0..const { (LANES * F::BYTES / (F::BLOCK / F::PART)).div_ceil(64) } {
+            isa.prefetch(self.bytes, at + line * 64);
+        }
+    }
+}
+
+/// `out[t * stride + r]` of sixteen rows, or a multiple.
+fn sixteens<F: Format, I: Isa>(isa: I, rows: Rows, x: &[Rounded], out: &mut [f32], stride: usize) {
+    if x.len() <= FEW {
+        return isa.run(
+            #[inline(always)]
+            || match x.len() {
+                0 => (),
+                1 => few_tokens::<F, I, 1>(isa, rows, x, out, stride),
+                2 => few_tokens::<F, I, 2>(isa, rows, x, out, stride),
+                _ => few_tokens::<F, I, FEW>(isa, rows, x, out, stride),
+            },
+        );
+    }
+    let mut panels = [Panel::ZERO; PANELS];
+    for first in (0..rows.len()).step_by(PANELS * LANES) {
+        let panels = &mut panels[..((rows.len() - first) / LANES).min(PANELS)];
+        for k in (0..rows.columns).step_by(WIDTH) {
+            let width = WIDTH.min(rows.columns - k);
+            isa.run(
+                #[inline(always)]
+                || {
+                    for (p, panel) in panels.iter_mut().enumerate() {
+                        fill::<F, I>(isa, panel, rows, first + p * LANES, k, width);
+                    }
+                },
+            );
+            let tiles = const {
+                match (F::GROUP, F::SHIFTED, F::WIDE) {
+                    (32, false, false) => tiles::tiles::<I, 32, false, false>,
+                    (32, false, true) => tiles::tiles::<I, 32, false, true>,
+                    (32, true, false) => tiles::tiles::<I, 32, true, false>,
+                    (16, false, false) => tiles::tiles::<I, 16, false, false>,
+                    (16, true, false) => tiles::tiles::<I, 16, true, false>,
+                    _ => panic!("another kind of format"),
+                }
+            };
+            tiles(isa, panels, offset::<F, I>(), x, k, width, &mut out[first..], stride);
+        }
+    }
+}
+
+/// Tokens for which codes are decoded in registers; for more they are laid out in panels.
+const FEW: usize = 4;
+
+/// Panels that are multiplied together.
+const PANELS: usize = 2;
+
+/// What codes carry.
+const fn offset<F: Format, I: Isa>() -> i32 {
+    if F::WIDE { I::BIAS as i32 } else { F::OFFSET as i32 }
+}
+
+/// T tokens, few: codes stay in registers and are used for all. Missing tokens repeat the last one.
+#[inline(always)]
+fn few_tokens<F: Format, I: Isa, const T: usize>(
+    isa: I,
+    rows: Rows,
+    x: &[Rounded],
+    out: &mut [f32],
+    stride: usize,
+) {
+    let mut tokens = [&x[0]; T];
+    for t in 0..T {
+        tokens[t] = &x[t.min(x.len() - 1)];
+    }
+    for first in (0..rows.len()).step_by(LANES) {
+        let mut sums = [isa.splat(0.0); T];
+        for k in (0..rows.columns).step_by(F::BLOCK) {
+            let blocks = rows.blocks::<F>(first, k);
+            let mut groups = [(&[][..], &[][..], &[][..]); T];
+            let mut codes: [&[[u8; 4]]; T] = [&[]; T];
+            for t in 0..T {
+                groups[t] = tokens[t].groups(F::GROUP).get(k / F::GROUP, F::BLOCK / F::GROUP);
+                codes[t] = &tokens[t].codes.as_chunks().0[k / 4..][..F::BLOCK / 4];
+            }
+            let mut affines = [(isa.splat(0.0), isa.splat(0.0)); 16];
+            F::row_affines(
+                isa,
+                blocks,
+                #[inline(always)]
+                |g, scales, shifts| affines[g] = (scales, shifts),
+            );
+            for part in 0..F::BLOCK / F::PART {
+                rows.prefetch::<F, I>(isa, first, k + part * F::PART);
+                F::row_codes(
+                    isa,
+                    blocks,
+                    part,
+                    #[inline(always)]
+                    |g, w| {
+                        let (scales, shifts) = affines[g];
+                        for t in 0..T {
+                            let (x_scales, x_sums, totals) = groups[t];
+                            let mut whole = isa.splat_n(-offset::<F, I>() * totals[g] as i32);
+                            for j in 0..F::GROUP / 4 {
+                                let x = isa.splat_n(i32::from_le_bytes(codes[t][g * (F::GROUP / 4) + j]));
+                                whole = if F::WIDE {
+                                    isa.dot4_wide(whole, w[j], x)
+                                } else {
+                                    isa.dot4(whole, w[j], x)
+                                };
+                            }
+                            let scales = isa.mul(scales, isa.splat(x_scales[g]));
+                            sums[t] = isa.fma(isa.to_f32(whole), scales, sums[t]);
+                            if F::SHIFTED {
+                                sums[t] = isa.fma(shifts, isa.splat(x_sums[g]), sums[t]);
+                            }
+                        }
+                    },
+                );
+            }
+        }
+        for t in 0..x.len() {
+            isa.store(sums[t], out[t * stride + first..].first_chunk_mut().expect("sixteen results"));
+        }
+    }
+}
+
+/// Lays out columns `k .. k + width` of sixteen rows.
+#[inline(always)]
+fn fill<F: Format, I: Isa>(isa: I, panel: &mut Panel, rows: Rows, first: usize, k: usize, width: usize) {
+    for at in (0..width).step_by(F::BLOCK) {
+        let blocks = rows.blocks::<F>(first, k + at);
+        F::row_affines(
+            isa,
+            blocks,
+            #[inline(always)]
+            |g, scales, shifts| {
+                isa.store(scales, &mut panel.scales[at / F::GROUP + g]);
+                if F::SHIFTED {
+                    isa.store(shifts, &mut panel.shifts[at / F::GROUP + g]);
+                }
+            },
+        );
+        for part in 0..F::BLOCK / F::PART {
+            rows.prefetch::<F, I>(isa, first, k + at + part * F::PART);
+            F::row_codes(
+                isa,
+                blocks,
+                part,
+                #[inline(always)]
+                |g, codes| {
+                    for j in 0..F::GROUP / 4 {
+                        isa.store_n(codes[j], &mut panel.codes[(at + g * F::GROUP) / 4 + j]);
+                    }
+                },
+            );
+        }
     }
 }
 
@@ -161,15 +360,17 @@ mod tests {
                 let mut bytes = vec![0; rows * format.row_bytes(columns)];
                 format.encode_row(&gauss(rows * columns), &mut bytes);
                 let mut decoded = vec![0.0; rows * columns];
-                ((format.kernels)(Level::Scalar).decode_rows)(&bytes, columns, &mut decoded);
+                format.decode_row(&bytes, &mut decoded);
                 let x = gauss(tokens * columns);
                 let mut results = Vec::new();
                 for level in Level::all_available() {
                     let kernels = (format.kernels)(level);
-                    let (mut rounded, mut panels) = (Activations8::default(), Vec::new());
-                    (kernels.round)(&mut rounded, &x, columns);
+                    let mut rounded = Vec::from_iter((0..tokens).map(|_| Rounded::default()));
+                    for (x, rounded) in x.chunks_exact(columns).zip(&mut rounded) {
+                        (kernels.round)(rounded, x);
+                    }
                     let mut out = vec![f32::NAN; tokens * rows];
-                    (kernels.matmul8)(&bytes, columns, &rounded, &mut panels, &mut out);
+                    (kernels.multiply)(&bytes, columns, &rounded, &mut out);
                     for t in 0..tokens {
                         for r in 0..rows {
                             let (w, x) = (&decoded[r * columns..][..columns], &x[t * columns..][..columns]);
@@ -180,17 +381,16 @@ mod tests {
                             assert!(error <= bound, "{} {rows}×{tokens}: {error} > {bound}", format.name);
                         }
                     }
-                    let mut few = vec![f32::NAN; tokens * rows];
-                    (kernels.matvec8)(&bytes, columns, &rounded, &mut few);
-                    for (a, b) in out.iter().zip(&few) {
-                        assert!((a - b).abs() < 1e-4, "{} {rows}×{tokens}: {a}, few {b}", format.name);
+                    // A token among others is what it is alone, and so are rows.
+                    for t in [0, tokens - 1] {
+                        let mut alone = vec![f32::NAN; rows];
+                        (kernels.multiply)(&bytes, columns, &rounded[t..=t], &mut alone);
+                        assert_eq!(alone, out[t * rows..][..rows], "{} {rows}×{tokens}", format.name);
+                        let mut last = [f32::NAN];
+                        let row = &bytes[(rows - 1) * format.row_bytes(columns)..];
+                        (kernels.multiply)(row, columns, &rounded[t..=t], &mut last);
+                        assert_eq!(last, alone[rows - 1..], "{} {rows}×{tokens}", format.name);
                     }
-                    // A token among others is what it is alone.
-                    let (mut last, mut alone) = (Activations8::default(), vec![f32::NAN; rows]);
-                    last.take_rows(&rounded, &[tokens - 1]);
-                    (kernels.matvec8)(&bytes, columns, &last, &mut alone);
-                    assert_eq!(alone, few[(tokens - 1) * rows..], "{}", format.name);
-                    out.extend(few);
                     results.push(out);
                 }
                 assert!(results.iter().all(|r| *r == results[0]), "{}: instruction sets differ", format.name);

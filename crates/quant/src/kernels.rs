@@ -1,7 +1,7 @@
 //! The kernels of a format, chosen for an instruction set at run time.
 
 use crate::gemm::Matrix;
-use crate::int8::{self, Activations8, Panel8};
+use crate::int8::{self, Rounded};
 use crate::{Format, attend, dot, gemm};
 use torque_simd::{Isa, Level, dispatch};
 
@@ -13,16 +13,11 @@ pub struct Kernels {
     /// [`gemm::matmul`]: `(rows, cols, x, tokens, panel, out)`.
     #[allow(clippy::type_complexity)]
     pub matmul: fn(&[u8], usize, &[f32], usize, &mut [f32], &mut [f32]),
-    /// [`int8::matmul8`]: `(rows, cols, x, panels, out)`.
-    pub matmul8: fn(&[u8], usize, &Activations8, &mut Vec<Panel8>, &mut [f32]),
-    /// [`int8::matvec8`]: `(rows, cols, x, out)`.
-    pub matvec8: fn(&[u8], usize, &Activations8, &mut [f32]),
-    /// [`Activations8::round`]: `(out, x, cols)`.
-    pub round: fn(&mut Activations8, &[f32], usize),
-    /// Whether products in whole numbers are faster here than those of floats.
-    pub prefers_int8: bool,
-    /// [`gemm::decode_rows`]: `(rows, cols, out)`.
-    pub decode_rows: fn(&[u8], usize, &mut [f32]),
+    /// [`int8::multiply`]: `(rows, cols, x, out)`. Weights of formats in whole numbers have this product, others
+    /// the two above.
+    pub multiply: fn(&[u8], usize, &[Rounded], &mut [f32]),
+    /// [`Rounded::round`]: `(out, x)`.
+    pub round: fn(&mut Rounded, &[f32]),
     /// [`attend::scores`]: `(part, tokens, head_dim, q, out)`.
     pub scores: fn(&[u8], usize, usize, &[f32], &mut [f32]),
     /// [`attend::accumulate`]: `(part, tokens, head_dim, weights, out)`.
@@ -44,44 +39,29 @@ impl Kernels {
     fn with<F: Format, I: Isa>(_: I) -> Kernels {
         Kernels {
             matvec: const {
-                if F::WEIGHTS {
+                if F::WEIGHTS && !F::WHOLE {
                     |rows, cols, x, tokens, out| dot::matvec::<F, I>(isa(), rows, cols, x, tokens, out)
                 } else {
-                    |_, _, _, _, _| panic!("{} holds no weights", F::NAME)
+                    |_, _, _, _, _| panic!("{} has no weights in floats", F::NAME)
                 }
             },
             matmul: const {
-                if F::WEIGHTS {
+                if F::WEIGHTS && !F::WHOLE {
                     |rows, cols, x, tokens, panel, out| {
                         gemm::matmul::<F, I>(isa(), rows, cols, x, tokens, panel, out)
                     }
                 } else {
-                    |_, _, _, _, _, _| panic!("{} holds no weights", F::NAME)
+                    |_, _, _, _, _, _| panic!("{} has no weights in floats", F::NAME)
                 }
             },
-            matmul8: const {
+            multiply: const {
                 if F::WHOLE && F::WEIGHTS {
-                    |rows, cols, x, panels, out| int8::matmul8::<F, I>(isa(), rows, cols, x, panels, out)
-                } else {
-                    |_, _, _, _, _| panic!("{} has no weights in whole numbers", F::NAME)
-                }
-            },
-            matvec8: const {
-                if F::WHOLE && F::WEIGHTS {
-                    |rows, cols, x, out| int8::matvec8::<F, I>(isa(), rows, cols, x, out)
+                    |rows, cols, x, out| int8::multiply::<F, I>(isa(), rows, cols, x, out)
                 } else {
                     |_, _, _, _| panic!("{} has no weights in whole numbers", F::NAME)
                 }
             },
-            round: |out, x, cols| out.round(isa::<I>(), x, cols),
-            prefers_int8: I::INT8 && F::WHOLE && F::WEIGHTS,
-            decode_rows: const {
-                if F::WEIGHTS {
-                    |rows, cols, out| gemm::decode_rows::<F, I>(isa(), rows, cols, out)
-                } else {
-                    |_, _, _| panic!("{} holds no weights", F::NAME)
-                }
-            },
+            round: |out, x| out.round(isa::<I>(), x),
             scores: const {
                 if F::KV {
                     |part, tokens, head_dim, q, out| {

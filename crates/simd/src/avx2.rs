@@ -51,58 +51,49 @@ impl Isa for Avx2 {
 
     methods! {
         load_n(x: &[u8; 64]) -> N = [_mm256_loadu_si256(x.as_ptr().cast()), _mm256_loadu_si256(x.as_ptr().add(32).cast())];
-        dot4(sum: N, u: N, s: N) -> N = {
-            let mut out = sum;
-            for i in 0..2 {
-                // Bytes 0 and 2 of each lane, then 1 and 3, widened to 16 bits so that nothing saturates.
-                let even = _mm256_madd_epi16(
-                    _mm256_and_si256(u[i], _mm256_set1_epi16(255)),
-                    _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(s[i])),
-                );
-                let odd = _mm256_madd_epi16(_mm256_srli_epi16::<8>(u[i]), _mm256_srai_epi16::<8>(s[i]));
-                out[i] = _mm256_add_epi32(sum[i], _mm256_add_epi32(even, odd));
+        store_n(v: N, out: &mut [u8; 64]) -> () = {
+            _mm256_storeu_si256(out.as_mut_ptr().cast(), v[0]);
+            _mm256_storeu_si256(out.as_mut_ptr().add(32).cast(), v[1]);
+        };
+        dot4(sum: N, u: N, s: N) -> N = [
+            four_products(sum[0], u[0], s[0]),
+            four_products(sum[1], u[1], s[1]),
+        ];
+        // The sign of w goes to s, and what is left of w is at most 128.
+        dot4_wide(sum: N, w: N, s: N) -> N = [
+            four_products(sum[0], _mm256_abs_epi8(w[0]), _mm256_sign_epi8(s[0], w[0])),
+            four_products(sum[1], _mm256_abs_epi8(w[1]), _mm256_sign_epi8(s[1], w[1])),
+        ];
+        load_rows(x: &[u8], stride: usize, offset: usize) -> [N; 4] = {
+            assert!(x.len() >= 15 * stride + offset + 16, "sixteen bytes of sixteen rows");
+            let x = x.as_ptr().add(offset);
+            let mut out = [[_mm256_setzero_si256(); 2]; 4];
+            for half in 0..2 {
+                // Rows i and 4 + i in the halves of register i; then four by four in each.
+                macro_rules! halves {
+                    ($i:literal) => {{
+                        let row = |r: usize| _mm_loadu_si128(x.add((8 * half + r) * stride).cast());
+                        _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(row($i)), row(4 + $i))
+                    }};
+                }
+                let v = [halves!(0), halves!(1), halves!(2), halves!(3)];
+                let (a, b) = (_mm256_unpacklo_epi32(v[0], v[1]), _mm256_unpackhi_epi32(v[0], v[1]));
+                let (c, d) = (_mm256_unpacklo_epi32(v[2], v[3]), _mm256_unpackhi_epi32(v[2], v[3]));
+                out[0][half] = _mm256_unpacklo_epi64(a, c);
+                out[1][half] = _mm256_unpackhi_epi64(a, c);
+                out[2][half] = _mm256_unpacklo_epi64(b, d);
+                out[3][half] = _mm256_unpackhi_epi64(b, d);
             }
             out
         };
-        load_halves(a: &[u8; 32], b: &[u8; 32]) -> N =
-            [_mm256_loadu_si256(a.as_ptr().cast()), _mm256_loadu_si256(b.as_ptr().cast())];
-        load_twice(a: &[u8; 16], b: &[u8; 16]) -> N = [
-            _mm256_broadcastsi128_si256(_mm_loadu_si128(a.as_ptr().cast())),
-            _mm256_broadcastsi128_si256(_mm_loadu_si128(b.as_ptr().cast())),
-        ];
-        every_u16(x: &[u8], stride: usize) -> N = {
-            let words = sixteen_words(x, stride);
-            [
-                _mm256_cvtepu16_epi32(_mm256_castsi256_si128(words)),
-                _mm256_cvtepu16_epi32(_mm256_extracti128_si256::<1>(words)),
-            ]
+        low_f16(v: N) -> F = {
+            let low = |v| _mm256_and_si256(v, _mm256_set1_epi32(0xffff));
+            let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packus_epi32(low(v[0]), low(v[1])));
+            [_mm256_cvtph_ps(_mm256_castsi256_si128(words)), _mm256_cvtph_ps(_mm256_extracti128_si256::<1>(words))]
         };
-        every_f16(x: &[u8], stride: usize) -> F = {
-            let words = sixteen_words(x, stride);
-            [
-                _mm256_cvtph_ps(_mm256_castsi256_si128(words)),
-                _mm256_cvtph_ps(_mm256_extracti128_si256::<1>(words)),
-            ]
-        };
-        shr_each(v: N, bits: [i32; 16]) -> N = [
-            _mm256_srlv_epi32(v[0], _mm256_loadu_si256(bits.as_ptr().cast())),
-            _mm256_srlv_epi32(v[1], _mm256_loadu_si256(bits.as_ptr().add(8).cast())),
-        ];
         lookup_bytes(table: &[u8; 16], index: N) -> N = {
             let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast()));
             [_mm256_shuffle_epi8(table, index[0]), _mm256_shuffle_epi8(table, index[1])]
-        };
-        add_bytes_where(bits: u64, v: N, x: u8) -> N = {
-            let mut out = v;
-            for i in 0..2 {
-                // Every bit's byte of the word, then the bit alone.
-                let which = _mm256_setr_epi64x(0, 0x0101_0101_0101_0101, 0x0202_0202_0202_0202, 0x0303_0303_0303_0303);
-                let bit = _mm256_set1_epi64x(0x8040_2010_0804_0201u64 as i64);
-                let bytes = _mm256_shuffle_epi8(_mm256_set1_epi32((bits >> (32 * i)) as i32), which);
-                let set = _mm256_cmpeq_epi8(_mm256_and_si256(bytes, bit), bit);
-                out[i] = _mm256_add_epi8(v[i], _mm256_and_si256(set, _mm256_set1_epi8(x as i8)));
-            }
-            out
         };
         narrow(v: N) -> [u8; 16] = {
             let mut lanes = [0i32; 16];
@@ -195,10 +186,6 @@ impl Isa for Avx2 {
             _mm256_cvtepu8_epi32(_mm_loadl_epi64(x.as_ptr().cast())),
             _mm256_cvtepu8_epi32(_mm_loadl_epi64(x.as_ptr().add(8).cast())),
         ];
-        widen_words(words: [u64; 2]) -> N = [
-            _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(words[0] as i64)),
-            _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(words[1] as i64)),
-        ];
         widen_i8(x: &[u8; 16]) -> N = [
             _mm256_cvtepi8_epi32(_mm_loadl_epi64(x.as_ptr().cast())),
             _mm256_cvtepi8_epi32(_mm_loadl_epi64(x.as_ptr().add(8).cast())),
@@ -245,10 +232,6 @@ impl Isa for Avx2 {
         };
     }
 
-    #[inline(always)]
-    fn join(self, a: F, b: F) -> F {
-        [a[0], b[0]]
-    }
     #[inline(always)]
     fn spread8<const BITS: usize>(self, low: u32, high: u32) -> N {
         const { assert!(BITS <= 4) };
@@ -307,30 +290,12 @@ impl Isa for Avx2 {
     }
 }
 
-/// Words `stride` bytes apart.
+/// `sum[i] + Σ_j u[4i + j]·s[4i + j]`, u at most 128 and |s| at most 127: a sum of two products fits 16 bits.
 #[inline(always)]
-pub(crate) unsafe fn sixteen_words(x: &[u8], stride: usize) -> __m256i {
-    let x = &x[..15 * stride + 2];
-    let word = |i: usize| i16::from_le_bytes([x[i * stride], x[i * stride + 1]]);
-    // SAFETY: the caller holds the value of an instruction set that has AVX.
+unsafe fn four_products(sum: __m256i, u: __m256i, s: __m256i) -> __m256i {
+    // SAFETY: the caller holds an [`Avx2`].
     unsafe {
-        _mm256_setr_epi16(
-            word(0),
-            word(1),
-            word(2),
-            word(3),
-            word(4),
-            word(5),
-            word(6),
-            word(7),
-            word(8),
-            word(9),
-            word(10),
-            word(11),
-            word(12),
-            word(13),
-            word(14),
-            word(15),
-        )
+        let pairs = _mm256_maddubs_epi16(u, s);
+        _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
     }
 }

@@ -1,6 +1,5 @@
 //! AVX-512: a vector is one register.
 
-use crate::avx2::sixteen_words;
 use crate::{Isa, low_bits_table};
 use std::arch::asm;
 use std::arch::x86_64::*;
@@ -29,7 +28,7 @@ macro_rules! methods {
 
 impl Isa for Avx512 {
     const NAME: &'static str = "avx512";
-    const INT8: bool = true;
+    const BIAS: u8 = 128;
     const TILE: (usize, usize) = (4, 4);
     type F = __m512;
     type N = __m512i;
@@ -55,25 +54,35 @@ impl Isa for Avx512 {
 
     methods! {
         load_n(x: &[u8; 64]) -> __m512i = _mm512_loadu_si512(x.as_ptr().cast());
+        store_n(v: __m512i, out: &mut [u8; 64]) -> () = _mm512_storeu_si512(out.as_mut_ptr().cast(), v);
         dot4(sum: __m512i, u: __m512i, s: __m512i) -> __m512i = _mm512_dpbusd_epi32(sum, u, s);
-        load_halves(a: &[u8; 32], b: &[u8; 32]) -> __m512i = _mm512_inserti64x4::<1>(
-            _mm512_castsi256_si512(_mm256_loadu_si256(a.as_ptr().cast())),
-            _mm256_loadu_si256(b.as_ptr().cast()),
-        );
-        load_twice(a: &[u8; 16], b: &[u8; 16]) -> __m512i = _mm512_mask_broadcast_i32x4(
-            _mm512_broadcast_i32x4(_mm_loadu_si128(a.as_ptr().cast())),
-            0xff00,
-            _mm_loadu_si128(b.as_ptr().cast()),
-        );
-        every_u16(x: &[u8], stride: usize) -> __m512i = _mm512_cvtepu16_epi32(sixteen_words(x, stride));
-        every_f16(x: &[u8], stride: usize) -> __m512 = _mm512_cvtph_ps(sixteen_words(x, stride));
-        shr_each(v: __m512i, bits: [i32; 16]) -> __m512i =
-            _mm512_srlv_epi32(v, _mm512_loadu_si512(bits.as_ptr().cast()));
+        dot4_wide(sum: __m512i, w: __m512i, s: __m512i) -> __m512i = _mm512_dpbusd_epi32(sum, w, s);
+        load_rows(x: &[u8], stride: usize, offset: usize) -> [__m512i; 4] = {
+            assert!(x.len() >= 15 * stride + offset + 16, "sixteen bytes of sixteen rows");
+            let x = x.as_ptr().add(offset);
+            // Rows i, 4 + i, 8 + i and 12 + i in the quarters of vector i; then four by four in every quarter.
+            macro_rules! quarters {
+                ($i:literal) => {{
+                    let row = |r: usize| _mm_loadu_si128(x.add(r * stride).cast());
+                    let v = _mm512_castsi128_si512(row($i));
+                    let v = _mm512_inserti32x4::<1>(v, row(4 + $i));
+                    let v = _mm512_inserti32x4::<2>(v, row(8 + $i));
+                    _mm512_inserti32x4::<3>(v, row(12 + $i))
+                }};
+            }
+            let v = [quarters!(0), quarters!(1), quarters!(2), quarters!(3)];
+            let (a, b) = (_mm512_unpacklo_epi32(v[0], v[1]), _mm512_unpackhi_epi32(v[0], v[1]));
+            let (c, d) = (_mm512_unpacklo_epi32(v[2], v[3]), _mm512_unpackhi_epi32(v[2], v[3]));
+            [
+                _mm512_unpacklo_epi64(a, c),
+                _mm512_unpackhi_epi64(a, c),
+                _mm512_unpacklo_epi64(b, d),
+                _mm512_unpackhi_epi64(b, d),
+            ]
+        };
+        low_f16(v: __m512i) -> __m512 = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(v));
         lookup_bytes(table: &[u8; 16], index: __m512i) -> __m512i =
             _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr().cast())), index);
-        add_bytes_where(bits: u64, v: __m512i, x: u8) -> __m512i =
-            _mm512_mask_add_epi8(v, bits, v, _mm512_set1_epi8(x as i8));
-        join(a: __m512, b: __m512) -> __m512 = _mm512_insertf32x8::<1>(a, _mm512_castps512_ps256(b));
         narrow(v: __m512i) -> [u8; 16] = {
             let mut out = [0; 16];
             _mm_storeu_si128(out.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(v));
@@ -139,8 +148,6 @@ impl Isa for Avx512 {
         };
 
         widen_u8(x: &[u8; 16]) -> __m512i = _mm512_cvtepu8_epi32(_mm_loadu_si128(x.as_ptr().cast()));
-        widen_words(words: [u64; 2]) -> __m512i =
-            _mm512_cvtepu8_epi32(_mm_set_epi64x(words[1] as i64, words[0] as i64));
         widen_i8(x: &[u8; 16]) -> __m512i = _mm512_cvtepi8_epi32(_mm_loadu_si128(x.as_ptr().cast()));
         spread1(x: u16) -> __m512i = _mm512_srlv_epi32(
             _mm512_set1_epi32(i32::from(x)),

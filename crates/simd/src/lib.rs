@@ -112,9 +112,6 @@ pub trait Isa: Copy + Send + Sync + 'static {
 
     /// Sixteen bytes, zero-extended.
     fn widen_u8(self, x: &[u8; 16]) -> Self::N;
-    /// The sixteen bytes of two words in registers, the first one's first, zero-extended. Through memory they
-    /// would have to wait for each other.
-    fn widen_words(self, words: [u64; 2]) -> Self::N;
     /// Sixteen signed bytes, sign-extended.
     fn widen_i8(self, x: &[u8; 16]) -> Self::N;
     /// Lane i is `x >> i`: one bit a lane (the higher bits are left in place).
@@ -149,29 +146,29 @@ pub trait Isa: Copy + Send + Sync + 'static {
     fn from_bits(self, v: Self::N) -> Self::F;
     /// The same bits read as integers.
     fn to_bits(self, v: Self::F) -> Self::N;
-    /// Whether [`Isa::dot4`] is an instruction: integer products are then worth their rounding.
-    const INT8: bool = false;
+    /// What [`Isa::dot4_wide`] wants added to the signed bytes of its second argument.
+    const BIAS: u8 = 0;
     /// Lane i is the four bytes `x[4 i ..]`, little-endian.
     fn load_n(self, x: &[u8; 64]) -> Self::N;
-    /// `sum[i] + Σ_j u[4i + j]·s[4i + j]` over the four bytes of each lane, those of u unsigned, those of s
-    /// signed.
+    /// The inverse of [`Isa::load_n`].
+    fn store_n(self, v: Self::N, out: &mut [u8; 64]);
+    /// `sum[i] + Σ_j u[4i + j]·s[4i + j]` over the four bytes of each lane. Bytes of u are from 0 to 127, those of
+    /// s from −127 to 127.
     fn dot4(self, sum: Self::N, u: Self::N, s: Self::N) -> Self::N;
-    /// 32 bytes, then 32 others.
-    fn load_halves(self, a: &[u8; 32], b: &[u8; 32]) -> Self::N;
-    /// Sixteen bytes twice, then sixteen others twice.
-    fn load_twice(self, a: &[u8; 16], b: &[u8; 16]) -> Self::N;
-    /// Lane i is the little-endian word at `x[i * stride]`, zero-extended.
-    fn every_u16(self, x: &[u8], stride: usize) -> Self::N;
-    /// The same words as IEEE half-precision numbers.
-    fn every_f16(self, x: &[u8], stride: usize) -> Self::F;
-    /// Logical shift right of lane i by `bits[i]` bits, fewer than 32.
-    fn shr_each(self, v: Self::N, bits: [i32; 16]) -> Self::N;
+    /// The same for any signed bytes w, given with [`Isa::BIAS`] added, which counts: with a bias the bytes are
+    /// read as unsigned.
+    fn dot4_wide(self, sum: Self::N, w: Self::N, s: Self::N) -> Self::N;
+    /// Lane r of vector j is the little-endian word at `x[r * stride + offset + 4 j]`: sixteen bytes of sixteen
+    /// rows, transposed.
+    ///
+    /// # Panics
+    ///
+    /// If the last row ends before that.
+    fn load_rows(self, x: &[u8], stride: usize, offset: usize) -> [Self::N; 4];
+    /// The low sixteen bits of each lane as IEEE half-precision numbers.
+    fn low_f16(self, v: Self::N) -> Self::F;
     /// Byte i is `table[index[i]]`. Every byte of the index is below sixteen.
     fn lookup_bytes(self, table: &[u8; 16], index: Self::N) -> Self::N;
-    /// `v + x`, wrapping, in the bytes i whose bit i is set, v in the others.
-    fn add_bytes_where(self, bits: u64, v: Self::N, x: u8) -> Self::N;
-    /// The low eight lanes of a, then the low eight lanes of b.
-    fn join(self, a: Self::F, b: Self::F) -> Self::F;
     /// The low byte of each lane.
     fn narrow(self, v: Self::N) -> [u8; 16];
     /// The low `BITS` bits of each lane, at most four, plus `OFFSET`, as floats.

@@ -126,38 +126,38 @@ impl Isa for Neon {
         max_lane(v: F) -> f32 = vmaxvq_f32(vmaxq_f32(vmaxq_f32(v[0], v[2]), vmaxq_f32(v[1], v[3])));
 
         load_n(x: &[u8; 64]) -> N = each!(i => vreinterpretq_u32_u8(vld1q_u8(x.as_ptr().add(16 * i))));
-        dot4(sum: N, u: N, s: N) -> N = each!(i => {
-            // Bytes 0 and 2 of each lane, then 1 and 3, widened to 16 bits so that nothing saturates.
-            let (u, s) = (vreinterpretq_u16_u32(u[i]), vreinterpretq_s16_u32(s[i]));
-            let even = vmulq_s16_pairs(vandq_u16(u, vdupq_n_u16(255)), vshrq_n_s16::<8>(vshlq_n_s16::<8>(s)));
-            let odd = vmulq_s16_pairs(vshrq_n_u16::<8>(u), vshrq_n_s16::<8>(s));
-            vaddq_u32(sum[i], vreinterpretq_u32_s32(vaddq_s32(even, odd)))
-        });
-        load_halves(a: &[u8; 32], b: &[u8; 32]) -> N = each!(i => {
-            vreinterpretq_u32_u8(vld1q_u8(if i < 2 { a } else { b }.as_ptr().add(16 * (i % 2))))
-        });
-        load_twice(a: &[u8; 16], b: &[u8; 16]) -> N =
-            each!(i => vreinterpretq_u32_u8(vld1q_u8(if i < 2 { a } else { b }.as_ptr())));
-        every_u16(x: &[u8], stride: usize) -> N = {
-            let words = sixteen_words(x, stride);
-            each!(i => vmovl_u16(vld1_u16(words.as_ptr().add(4 * i))))
+        store_n(v: N, out: &mut [u8; 64]) -> () =
+            for (i, v) in v.into_iter().enumerate() {
+                vst1q_u8(out.as_mut_ptr().add(16 * i), vreinterpretq_u8_u32(v));
+            };
+        // No byte has its sign bit set, so they may be read as signed.
+        dot4(sum: N, u: N, s: N) -> N = each!(i => four_products(sum[i], u[i], s[i]));
+        dot4_wide(sum: N, w: N, s: N) -> N = each!(i => four_products(sum[i], w[i], s[i]));
+        load_rows(x: &[u8], stride: usize, offset: usize) -> [N; 4] = {
+            assert!(x.len() >= 15 * stride + offset + 16, "sixteen bytes of sixteen rows");
+            let x = x.as_ptr().add(offset);
+            let mut out = [[vdupq_n_u32(0); 4]; 4];
+            for q in 0..4 {
+                macro_rules! row {
+                    ($i:literal) => { vreinterpretq_u32_u8(vld1q_u8(x.add((4 * q + $i) * stride))) };
+                }
+                let v = [row!(0), row!(1), row!(2), row!(3)];
+                let (a, b) = (vtrn1q_u32(v[0], v[1]), vtrn2q_u32(v[0], v[1]));
+                let (c, d) = (vtrn1q_u32(v[2], v[3]), vtrn2q_u32(v[2], v[3]));
+                let (a, b) = (vreinterpretq_u64_u32(a), vreinterpretq_u64_u32(b));
+                let (c, d) = (vreinterpretq_u64_u32(c), vreinterpretq_u64_u32(d));
+                out[0][q] = vreinterpretq_u32_u64(vtrn1q_u64(a, c));
+                out[1][q] = vreinterpretq_u32_u64(vtrn1q_u64(b, d));
+                out[2][q] = vreinterpretq_u32_u64(vtrn2q_u64(a, c));
+                out[3][q] = vreinterpretq_u32_u64(vtrn2q_u64(b, d));
+            }
+            out
         };
-        every_f16(x: &[u8], stride: usize) -> F = {
-            let words = sixteen_words(x, stride);
-            each!(i => widened(vld1_u16(words.as_ptr().add(4 * i))))
-        };
-        shr_each(v: N, bits: [i32; 16]) -> N =
-            each!(i => vshlq_u32(v[i], vnegq_s32(vld1q_s32(bits.as_ptr().add(4 * i)))));
+        low_f16(v: N) -> F = each!(i => widened(vmovn_u32(v[i])));
         lookup_bytes(table: &[u8; 16], index: N) -> N = {
             let table = vld1q_u8(table.as_ptr());
             each!(i => vreinterpretq_u32_u8(vqtbl1q_u8(table, vreinterpretq_u8_u32(index[i]))))
         };
-        add_bytes_where(bits: u64, v: N, x: u8) -> N = each!(i => {
-            let [low, high] = ((bits >> (16 * i)) as u16).to_le_bytes();
-            let bit = vreinterpretq_u8_u64(vdupq_n_u64(0x8040_2010_0804_0201));
-            let set = vtstq_u8(vcombine_u8(vdup_n_u8(low), vdup_n_u8(high)), bit);
-            vreinterpretq_u32_u8(vaddq_u8(vreinterpretq_u8_u32(v[i]), vandq_u8(set, vdupq_n_u8(x))))
-        });
         narrow(v: N) -> [u8; 16] = {
             let mut out = [0; 16];
             let low = vcombine_u16(vmovn_u32(v[0]), vmovn_u32(v[1]));
@@ -169,10 +169,6 @@ impl Isa for Neon {
         widen_u8(x: &[u8; 16]) -> N = {
             let x = vld1q_u8(x.as_ptr());
             let (low, high) = (vmovl_u8(vget_low_u8(x)), vmovl_high_u8(x));
-            [vmovl_u16(vget_low_u16(low)), vmovl_high_u16(low), vmovl_u16(vget_low_u16(high)), vmovl_high_u16(high)]
-        };
-        widen_words(words: [u64; 2]) -> N = {
-            let (low, high) = (vmovl_u8(vcreate_u8(words[0])), vmovl_u8(vcreate_u8(words[1])));
             [vmovl_u16(vget_low_u16(low)), vmovl_high_u16(low), vmovl_u16(vget_low_u16(high)), vmovl_high_u16(high)]
         };
         widen_i8(x: &[u8; 16]) -> N = {
@@ -222,10 +218,6 @@ impl Isa for Neon {
     }
 
     #[inline(always)]
-    fn join(self, a: F, b: F) -> F {
-        [a[0], a[1], b[0], b[1]]
-    }
-    #[inline(always)]
     fn spread8<const BITS: usize>(self, low: u32, high: u32) -> N {
         const { assert!(BITS <= 4) };
         each!(i => {
@@ -265,13 +257,15 @@ impl Isa for Neon {
     }
 }
 
-/// For each 32-bit lane, the sum of the products of its two 16-bit halves.
+/// `sum[i] + Σ_j w[4i + j]·s[4i + j]` of signed bytes.
 #[inline(always)]
-unsafe fn vmulq_s16_pairs(u: uint16x8_t, s: int16x8_t) -> int32x4_t {
+unsafe fn four_products(sum: uint32x4_t, w: uint32x4_t, s: uint32x4_t) -> uint32x4_t {
     // SAFETY: the caller holds a [`Neon`].
     unsafe {
-        let u = vreinterpretq_s16_u16(u);
-        vpaddq_s32(vmull_s16(vget_low_s16(u), vget_low_s16(s)), vmull_high_s16(u, s))
+        let (w, s) = (vreinterpretq_s8_u32(w), vreinterpretq_s8_u32(s));
+        let (low, high) = (vmull_s8(vget_low_s8(w), vget_low_s8(s)), vmull_high_s8(w, s));
+        let quads = vpaddq_s32(vpaddlq_s16(low), vpaddlq_s16(high));
+        vaddq_u32(sum, vreinterpretq_u32_s32(quads))
     }
 }
 
@@ -285,10 +279,4 @@ unsafe fn widened(half: uint16x4_t) -> float32x4_t {
         asm!("fcvtl {0:v}.4s, {1:v}.4h", out(vreg) single, in(vreg) half, options(pure, nomem, nostack));
     }
     single
-}
-
-/// Words `stride` bytes apart.
-#[inline(always)]
-fn sixteen_words(x: &[u8], stride: usize) -> [u16; 16] {
-    std::array::from_fn(|i| u16::from_le_bytes([x[i * stride], x[i * stride + 1]]))
 }

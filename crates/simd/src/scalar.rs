@@ -105,10 +105,6 @@ impl Isa for Scalar {
         x.map(i32::from)
     }
     #[inline(always)]
-    fn widen_words(self, words: [u64; 2]) -> [i32; 16] {
-        from_fn(|i| i32::from(words[i / 8].to_le_bytes()[i % 8]))
-    }
-    #[inline(always)]
     fn widen_i8(self, x: &[u8; 16]) -> [i32; 16] {
         x.map(|b| i32::from(b as i8))
     }
@@ -177,49 +173,37 @@ impl Isa for Scalar {
         from_fn(|i| i32::from_le_bytes([x[4 * i], x[4 * i + 1], x[4 * i + 2], x[4 * i + 3]]))
     }
     #[inline(always)]
+    fn store_n(self, v: [i32; 16], out: &mut [u8; 64]) {
+        for (out, x) in out.as_chunks_mut().0.iter_mut().zip(v) {
+            *out = x.to_le_bytes();
+        }
+    }
+    #[inline(always)]
     fn dot4(self, sum: [i32; 16], u: [i32; 16], s: [i32; 16]) -> [i32; 16] {
+        self.dot4_wide(sum, u, s)
+    }
+    #[inline(always)]
+    fn dot4_wide(self, sum: [i32; 16], w: [i32; 16], s: [i32; 16]) -> [i32; 16] {
         from_fn(|i| {
-            let pairs = u[i].to_le_bytes().into_iter().zip(s[i].to_le_bytes());
-            sum[i].wrapping_add(pairs.map(|(u, s)| i32::from(u) * i32::from(s as i8)).sum::<i32>())
+            let pairs = w[i].to_le_bytes().into_iter().zip(s[i].to_le_bytes());
+            sum[i].wrapping_add(pairs.map(|(w, s)| i32::from(w as i8) * i32::from(s as i8)).sum::<i32>())
         })
     }
     #[inline(always)]
-    fn load_halves(self, a: &[u8; 32], b: &[u8; 32]) -> [i32; 16] {
-        self.load_n(&from_fn(|i| [a, b][i / 32][i % 32]))
+    fn load_rows(self, x: &[u8], stride: usize, offset: usize) -> [[i32; 16]; 4] {
+        from_fn(|j| {
+            from_fn(|r| {
+                i32::from_le_bytes(*x[r * stride + offset + 4 * j..].first_chunk().expect("sixteen bytes"))
+            })
+        })
     }
     #[inline(always)]
-    fn load_twice(self, a: &[u8; 16], b: &[u8; 16]) -> [i32; 16] {
-        self.load_n(&from_fn(|i| [a, b][i / 32][i % 16]))
-    }
-    #[inline(always)]
-    fn every_u16(self, x: &[u8], stride: usize) -> [i32; 16] {
-        from_fn(|i| i32::from(u16::from_le_bytes([x[i * stride], x[i * stride + 1]])))
-    }
-    #[inline(always)]
-    fn every_f16(self, x: &[u8], stride: usize) -> [f32; 16] {
-        self.every_u16(x, stride).map(|bits| self.f16(bits as u16))
-    }
-    #[inline(always)]
-    fn shr_each(self, v: [i32; 16], bits: [i32; 16]) -> [i32; 16] {
-        from_fn(|i| (v[i] as u32 >> bits[i]) as i32)
+    fn low_f16(self, v: [i32; 16]) -> [f32; 16] {
+        v.map(|x| self.f16(x as u16))
     }
     #[inline(always)]
     fn lookup_bytes(self, table: &[u8; 16], index: [i32; 16]) -> [i32; 16] {
         index.map(|four| i32::from_le_bytes(four.to_le_bytes().map(|i| table[usize::from(i)])))
-    }
-    #[inline(always)]
-    fn add_bytes_where(self, bits: u64, v: [i32; 16], x: u8) -> [i32; 16] {
-        from_fn(|i| {
-            let mut four = v[i].to_le_bytes();
-            for (j, byte) in four.iter_mut().enumerate() {
-                *byte = byte.wrapping_add(if bits >> (4 * i + j) & 1 == 1 { x } else { 0 });
-            }
-            i32::from_le_bytes(four)
-        })
-    }
-    #[inline(always)]
-    fn join(self, a: [f32; 16], b: [f32; 16]) -> [f32; 16] {
-        from_fn(|i| [a, b][i / 8][i % 8])
     }
     #[inline(always)]
     fn narrow(self, v: [i32; 16]) -> [u8; 16] {

@@ -10,10 +10,9 @@
 
 use super::fit::{EPSILON, nearest};
 use super::{
-    extreme, f16_at, inverse, leading_halves, nibble_bytes, pack_nibbles, read_f16, shifted, unpack_nibble,
-    word, write_f16,
+    byte_of, extreme, f16_at, inverse, nibbles, pack_nibbles, read_f16, shifted, unpack_nibble, write_f16,
 };
-use crate::format::Format;
+use crate::format::{Blocks, Format};
 use torque_simd::{Isa, Scalar};
 
 /// 4.5 bits.
@@ -27,16 +26,26 @@ const LEVELS: [f32; 16] = [
     -127.0, -104.0, -83.0, -65.0, -49.0, -35.0, -22.0, -10.0, 1.0, 13.0, 25.0, 38.0, 53.0, 69.0, 89.0, 113.0,
 ];
 
-/// The same plus 128.
-const LEVEL_BYTES: [u8; 16] = {
+/// The same as signed bytes, plus a bias.
+const fn level_bytes(bias: u8) -> [u8; 16] {
     let mut bytes = [0; 16];
     let mut i = 0;
     while i < 16 {
-        bytes[i] = (LEVELS[i] + 128.0) as u8;
+        bytes[i] = (LEVELS[i] as i8 as u8).wrapping_add(bias);
         i += 1;
     }
     bytes
-};
+}
+
+/// 32 codes of what [`pack_nibbles`] wrote at `offset`.
+#[inline(always)]
+fn row_codes<I: Isa>(isa: I, blocks: Blocks<'_>, offset: usize) -> [I::N; 8] {
+    let mut codes = nibbles(isa, blocks.words(isa, offset));
+    for j in 0..8 {
+        codes[j] = isa.lookup_bytes(&const { level_bytes(I::BIAS) }, codes[j]);
+    }
+    codes
+}
 
 /// The nearest level, the upper of two equally near.
 fn code(x: f32) -> u8 {
@@ -91,6 +100,7 @@ impl Format for Iq4Nl {
     const BLOCK: usize = 32;
     const BYTES: usize = 18;
     const GROUP: usize = 32;
+    const WIDE: bool = true;
     const KV: bool = true;
 
     fn encode(x: &[f32], block: &mut [u8]) {
@@ -119,18 +129,18 @@ impl Format for Iq4Nl {
     }
 
     #[inline(always)]
-    fn strip<I: Isa>(isa: I, blocks: &[u8]) -> (I::F, I::F) {
-        leading_halves::<Self, I>(isa, blocks)
-    }
-
-    #[inline(always)]
     fn codes<I: Isa>(isa: I, block: &[u8], i: usize) -> I::F {
         isa.lookup(isa.load(&LEVELS), shifted(isa, block, 2, 4 * i))
     }
 
     #[inline(always)]
-    fn bytes<I: Isa>(isa: I, blocks: &[u8], _: usize) -> I::N {
-        isa.lookup_bytes(&LEVEL_BYTES, nibble_bytes(isa, blocks, 2, Self::BYTES + 2))
+    fn row_affines<I: Isa>(isa: I, blocks: Blocks<'_>, mut put: impl FnMut(usize, I::F, I::F)) {
+        put(0, isa.low_f16(blocks.words(isa, 0)[0]), isa.splat(0.0));
+    }
+
+    #[inline(always)]
+    fn row_codes<I: Isa>(isa: I, blocks: Blocks<'_>, _: usize, mut put: impl FnMut(usize, &[I::N])) {
+        put(0, &row_codes(isa, blocks, 2));
     }
 }
 
@@ -140,6 +150,7 @@ impl Format for Iq4Xs {
     const BLOCK: usize = 256;
     const BYTES: usize = 136;
     const GROUP: usize = 32;
+    const WIDE: bool = true;
 
     fn encode(x: &[f32], block: &mut [u8]) {
         block.fill(0);
@@ -180,20 +191,19 @@ impl Format for Iq4Xs {
     }
 
     #[inline(always)]
-    fn affines<I: Isa>(isa: I, block: &[u8], scales: &mut [f32; 16], _: &mut [f32; 16]) {
-        let low = isa.and(isa.spread8::<4>(word(block, 4), 0), isa.splat_n(15));
-        let high = isa.and(isa.spread2(word(block, 2) & 0xffff), isa.splat_n(3));
-        let integers = isa.add_n(isa.or(low, isa.shl::<4>(high)), isa.splat_n(-32));
-        isa.store(isa.mul(isa.splat(f16_at(isa, block, 0)), isa.to_f32(integers)), scales);
+    fn row_affines<I: Isa>(isa: I, blocks: Blocks<'_>, mut put: impl FnMut(usize, I::F, I::F)) {
+        let [high, low, ..] = blocks.words(isa, 0);
+        let d = isa.low_f16(high);
+        for j in 0..8 {
+            let two = byte_of(isa, high, 2, 2 * j, 3);
+            let integers = isa.or(byte_of(isa, low, 0, 4 * j, 15), isa.shl::<4>(two));
+            let scales = isa.to_f32(isa.add_n(integers, isa.splat_n(-32)));
+            put(j, isa.mul(d, scales), isa.splat(0.0));
+        }
     }
 
     #[inline(always)]
-    fn codes<I: Isa>(isa: I, block: &[u8], i: usize) -> I::F {
-        isa.lookup(isa.load(&LEVELS), shifted(isa, block, 8 + i / 2 * 16, i % 2 * 4))
-    }
-
-    #[inline(always)]
-    fn bytes<I: Isa>(isa: I, block: &[u8], i: usize) -> I::N {
-        isa.lookup_bytes(&LEVEL_BYTES, nibble_bytes(isa, block, 8 + 32 * i, 24 + 32 * i))
+    fn row_codes<I: Isa>(isa: I, blocks: Blocks<'_>, part: usize, mut put: impl FnMut(usize, &[I::N])) {
+        put(part, &row_codes(isa, blocks, 8 + 16 * part));
     }
 }

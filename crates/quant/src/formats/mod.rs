@@ -28,7 +28,6 @@ pub use tq::{Tq3_1s, Tq4_1s};
 pub(crate) use turbo::encode_128;
 pub use turbo::{Turbo2, Turbo3, Turbo4, Turbo8};
 
-use crate::format::Format;
 use torque_simd::Isa;
 
 /// The half-precision number at a byte offset.
@@ -55,39 +54,27 @@ fn f16_at<I: Isa>(isa: I, block: &[u8], offset: usize) -> f32 {
     isa.f16(u16::from_le_bytes([block[offset], block[offset + 1]]))
 }
 
-/// The 32 bytes at an offset.
+/// Two half-precision numbers of every block: the words of `w`, low and high.
 #[inline(always)]
-fn bytes32(block: &[u8], offset: usize) -> &[u8; 32] {
-    block[offset..].first_chunk().expect("a block is as long as its format says")
+fn two_f16<I: Isa>(isa: I, w: I::N) -> (I::F, I::F) {
+    (isa.low_f16(w), isa.low_f16(isa.shr::<16>(w)))
 }
 
-/// [`Format::strip`] of blocks that begin with a half-precision scale and, if shifted, shift.
+/// The low four bits of each byte, then the high four: 32 codes that [`pack_nibbles`] wrote.
 #[inline(always)]
-fn leading_halves<F: Format, I: Isa>(isa: I, blocks: &[u8]) -> (I::F, I::F) {
-    let scales = isa.every_f16(blocks, F::BYTES);
-    (scales, if F::SHIFTED { isa.every_f16(&blocks[2..], F::BYTES) } else { scales })
+fn nibbles<I: Isa>(isa: I, w: [I::N; 4]) -> [I::N; 8] {
+    let mut codes = [w[0]; 8];
+    for j in 0..4 {
+        codes[j] = isa.and(w[j], isa.splat_n(0x0f0f_0f0f));
+        codes[4 + j] = isa.and(isa.shr::<4>(w[j]), isa.splat_n(0x0f0f_0f0f));
+    }
+    codes
 }
 
-/// Two times 32 codes as bytes: those [`pack_nibbles`] wrote at two offsets.
+/// Byte k of each lane, shifted right by `shift` bits and cut to `mask`.
 #[inline(always)]
-fn nibble_bytes<I: Isa>(isa: I, blocks: &[u8], first: usize, second: usize) -> I::N {
-    let both = isa.load_twice(bytes16(blocks, first), bytes16(blocks, second));
-    low_nibbles(isa, isa.shr_each(both, [0, 0, 0, 0, 4, 4, 4, 4, 0, 0, 0, 0, 4, 4, 4, 4]))
-}
-
-/// The low four bits of each byte.
-#[inline(always)]
-fn low_nibbles<I: Isa>(isa: I, v: I::N) -> I::N {
-    isa.and(v, isa.splat_n(0x0f0f_0f0f))
-}
-
-/// 32 bytes twice, the first time shifted right by `low` bits and the second by `high`; bits come in from
-/// neighbouring bytes.
-#[inline(always)]
-fn shifted_twice<I: Isa>(isa: I, block: &[u8], offset: usize, low: i32, high: i32) -> I::N {
-    let bytes = bytes32(block, offset);
-    let (a, b) = (low, high);
-    isa.shr_each(isa.load_halves(bytes, bytes), [a, a, a, a, a, a, a, a, b, b, b, b, b, b, b, b])
+fn byte_of<I: Isa>(isa: I, w: I::N, k: usize, shift: usize, mask: i32) -> I::N {
+    isa.and(isa.shr_by(w, (8 * k + shift) as u32), isa.splat_n(mask))
 }
 
 /// The little-endian word at an offset.
@@ -100,12 +87,6 @@ fn word(block: &[u8], offset: usize) -> u32 {
 #[inline(always)]
 fn shifted<I: Isa>(isa: I, block: &[u8], offset: usize, shift: usize) -> I::N {
     isa.shr_by(isa.widen_u8(bytes16(block, offset)), shift as u32)
-}
-
-/// The same, cut to the bits of `mask`.
-#[inline(always)]
-fn field<I: Isa>(isa: I, block: &[u8], offset: usize, shift: usize, mask: i32) -> I::N {
-    isa.and(shifted(isa, block, offset, shift), isa.splat_n(mask))
 }
 
 /// The value of largest magnitude, sign and all: the first of equals, and zero if there is none.

@@ -8,8 +8,8 @@
 //! Codes are 0, ½, 1, 1½, 2, 3, 4, 6 and, from 8 on, their negatives. Here they are doubled, so that they
 //! are integers, and the scale halved.
 
-use super::{nibble_bytes, pack_nibbles, shifted, unpack_nibble};
-use crate::format::Format;
+use super::{nibbles, pack_nibbles, unpack_nibble};
+use crate::format::{Blocks, Format};
 use torque_simd::Isa;
 
 /// 4.25 bits.
@@ -59,22 +59,21 @@ impl Format for Mxfp4 {
     }
 
     #[inline(always)]
-    fn strip<I: Isa>(isa: I, blocks: &[u8]) -> (I::F, I::F) {
-        let e = isa.and(isa.every_u16(blocks, Self::BYTES), isa.splat_n(255));
+    fn row_affines<I: Isa>(isa: I, blocks: Blocks<'_>, mut put: impl FnMut(usize, I::F, I::F)) {
+        let e = isa.and(blocks.words(isa, 0)[0], isa.splat_n(255));
         let halved = isa.mul(isa.from_bits(isa.shl::<23>(e)), isa.splat(0.5));
         // What e = 0 and e = 255 would make zero and infinity.
         let scales = isa.min(isa.max(halved, isa.splat(half_scale(0))), isa.splat(half_scale(255)));
-        (scales, scales)
+        put(0, scales, isa.splat(0.0));
     }
 
     #[inline(always)]
-    fn codes<I: Isa>(isa: I, block: &[u8], i: usize) -> I::F {
-        isa.lookup(isa.load(&DOUBLED), shifted(isa, block, 1, 4 * i))
-    }
-
-    #[inline(always)]
-    fn bytes<I: Isa>(isa: I, blocks: &[u8], _: usize) -> I::N {
-        isa.lookup_bytes(&LEVEL_BYTES, nibble_bytes(isa, blocks, 1, Self::BYTES + 1))
+    fn row_codes<I: Isa>(isa: I, blocks: Blocks<'_>, _: usize, mut put: impl FnMut(usize, &[I::N])) {
+        let mut codes = nibbles(isa, blocks.words(isa, 1));
+        for j in 0..8 {
+            codes[j] = isa.lookup_bytes(&LEVEL_BYTES, codes[j]);
+        }
+        put(0, &codes);
     }
 }
 

@@ -7,8 +7,8 @@
 //! ```
 
 use super::fit::{Affine, AffineSearch, fit_affine, nearest};
-use super::{f16_at, field, shifted, shifted_twice, write_f16};
-use crate::format::Format;
+use super::{byte_of, f16_at, two_f16, write_f16};
+use crate::format::{Blocks, Format};
 use torque_simd::{Isa, Scalar};
 
 /// 2.625 bits.
@@ -27,26 +27,13 @@ pub(super) fn unpack_pair(qs: &[u8], i: usize) -> u8 {
     qs[i / 128 * 32 + i % 32] >> (i % 128 / 32 * 2) & 3
 }
 
-/// Codes `16 i .. 16 i + 16` of 256 packed at `offset`; bits above the second are left in place.
-#[inline(always)]
-pub(super) fn pairs<I: Isa>(isa: I, block: &[u8], offset: usize, i: usize) -> I::N {
-    shifted(isa, block, offset + i / 8 * 32 + i % 2 * 16, i % 8 / 2 * 2)
-}
-
-/// Codes `64 i .. 64 i + 64` of 256 packed at `offset`, as bytes.
-#[inline(always)]
-pub(super) fn pair_bytes<I: Isa>(isa: I, block: &[u8], offset: usize, i: usize) -> I::N {
-    let shift = i as i32 % 2 * 4;
-    isa.and(shifted_twice(isa, block, offset + i / 2 * 32, shift, shift + 2), isa.splat_n(0x0303_0303))
-}
-
 impl Format for Q2K {
     const NAME: &'static str = "q2_k";
     const GGML_TYPE: Option<u32> = Some(10);
     const BLOCK: usize = 256;
     const BYTES: usize = 84;
     const GROUP: usize = 16;
-    const OFFSET: u8 = 0;
+    const PART: usize = 128;
     const SHIFTED: bool = true;
 
     fn encode(x: &[f32], block: &mut [u8]) {
@@ -86,19 +73,27 @@ impl Format for Q2K {
     }
 
     #[inline(always)]
-    fn affines<I: Isa>(isa: I, block: &[u8], scales: &mut [f32; 16], shifts: &mut [f32; 16]) {
-        let (d, min) = (isa.splat(f16_at(isa, block, 80)), isa.splat(-f16_at(isa, block, 82)));
-        isa.store(isa.mul(d, isa.to_f32(field(isa, block, 0, 0, 15))), scales);
-        isa.store(isa.mul(min, isa.to_f32(field(isa, block, 0, 4, 15))), shifts);
+    fn row_affines<I: Isa>(isa: I, blocks: Blocks<'_>, mut put: impl FnMut(usize, I::F, I::F)) {
+        let (d, min) = two_f16(isa, blocks.words(isa, 68)[3]);
+        let min = isa.sub(isa.splat(0.0), min);
+        let packed = blocks.words(isa, 0);
+        for g in 0..16 {
+            let scale = isa.to_f32(byte_of(isa, packed[g / 4], g % 4, 0, 15));
+            let minimum = isa.to_f32(byte_of(isa, packed[g / 4], g % 4, 4, 15));
+            put(g, isa.mul(d, scale), isa.mul(min, minimum));
+        }
     }
 
     #[inline(always)]
-    fn codes<I: Isa>(isa: I, block: &[u8], i: usize) -> I::F {
-        isa.low_bits::<2, 0>(pairs(isa, block, 16, i))
-    }
-
-    #[inline(always)]
-    fn bytes<I: Isa>(isa: I, block: &[u8], i: usize) -> I::N {
-        pair_bytes(isa, block, 16, i)
+    fn row_codes<I: Isa>(isa: I, blocks: Blocks<'_>, part: usize, mut put: impl FnMut(usize, &[I::N])) {
+        let packed = [blocks.words(isa, 16 + 32 * part), blocks.words(isa, 32 + 32 * part)];
+        for g in 0..8 {
+            let mut codes = packed[0];
+            for j in 0..4 {
+                let pairs = isa.shr_by(packed[g % 2][j], g as u32 / 2 * 2);
+                codes[j] = isa.and(pairs, isa.splat_n(0x0303_0303));
+            }
+            put(8 * part + g, &codes);
+        }
     }
 }

@@ -9,9 +9,9 @@
 //! ```
 
 use super::fit::{fit_symmetric_by_descent, nearest};
-use super::q2_k::{pack_pairs, pair_bytes, pairs, unpack_pair};
-use super::{bytes16, f16_at, shifted_twice, word, write_f16};
-use crate::format::Format;
+use super::q2_k::{pack_pairs, unpack_pair};
+use super::{byte_of, f16_at, two_f16, write_f16};
+use crate::format::{Blocks, Format};
 use torque_simd::{Isa, Scalar};
 
 /// 3.4375 bits.
@@ -24,6 +24,7 @@ impl Format for Q3K {
     const BYTES: usize = 110;
     const GROUP: usize = 16;
     const OFFSET: u8 = 4;
+    const PART: usize = 128;
 
     fn encode(x: &[f32], block: &mut [u8]) {
         block.fill(0);
@@ -69,33 +70,36 @@ impl Format for Q3K {
     }
 
     #[inline(always)]
-    fn affines<I: Isa>(isa: I, block: &[u8], scales: &mut [f32; 16], _: &mut [f32; 16]) {
-        // Four scales a word: nibbles of a and b, and pairs of bits above them.
-        let (a, b, high) = (word(block, 96), word(block, 100), word(block, 104));
-        let four = |low: u32, two: u32| u64::from(low & 0x0f0f_0f0f | two & 0x3030_3030);
-        let first = four(b, high << 2) << 32 | four(a, high << 4);
-        let last = four(b >> 4, high >> 2) << 32 | four(a >> 4, high);
-        let integers = isa.to_f32(isa.add_n(isa.widen_words([first, last]), isa.splat_n(-32)));
-        isa.store(isa.mul(isa.splat(f16_at(isa, block, 108)), integers), scales);
+    fn row_affines<I: Isa>(isa: I, blocks: Blocks<'_>, mut put: impl FnMut(usize, I::F, I::F)) {
+        // Words at 94, 98, 102 and 106: the ones wanted begin two bytes later.
+        let w = blocks.words(isa, 94);
+        let (_, d) = two_f16(isa, w[3]);
+        let mut words = w;
+        for i in 0..3 {
+            words[i] = isa.or(isa.shr::<16>(w[i]), isa.shl::<16>(w[i + 1]));
+        }
+        let [low @ .., high, _] = words;
+        for g in 0..16 {
+            let two = byte_of(isa, high, g % 4, g / 4 * 2, 3);
+            let integers = isa.or(byte_of(isa, low[g % 8 / 4], g % 4, g / 8 * 4, 15), isa.shl::<4>(two));
+            let scale = isa.to_f32(isa.add_n(integers, isa.splat_n(-32)));
+            put(g, isa.mul(d, scale), isa.splat(0.0));
+        }
     }
 
     #[inline(always)]
-    fn codes<I: Isa>(isa: I, block: &[u8], i: usize) -> I::F {
-        let low = isa.and(pairs(isa, block, 32, i), isa.splat_n(3));
-        // Bit i / 2 becomes bit 2.
-        let high = isa.widen_u8(bytes16(block, i % 2 * 16));
-        let high = if i < 4 {
-            isa.shl::<2>(isa.shr_by(high, i as u32 / 2))
-        } else {
-            isa.shr_by(high, i as u32 / 2 - 2)
-        };
-        isa.low_bits::<3, -4>(isa.or(low, isa.and(high, isa.splat_n(4))))
-    }
-
-    #[inline(always)]
-    fn bytes<I: Isa>(isa: I, block: &[u8], i: usize) -> I::N {
-        let high = shifted_twice(isa, block, 0, 2 * i as i32, 2 * i as i32 + 1);
-        let high = isa.shl::<2>(isa.and(high, isa.splat_n(0x0101_0101)));
-        isa.or(pair_bytes(isa, block, 32, i), high)
+    fn row_codes<I: Isa>(isa: I, blocks: Blocks<'_>, part: usize, mut put: impl FnMut(usize, &[I::N])) {
+        let high = [blocks.words(isa, 0), blocks.words(isa, 16)];
+        let low = [blocks.words(isa, 32 + 32 * part), blocks.words(isa, 48 + 32 * part)];
+        for g in 0..8 {
+            let (quarter, half) = (g / 2, g % 2);
+            let mut codes = low[0];
+            for j in 0..4 {
+                let two = isa.and(isa.shr_by(low[half][j], 2 * quarter as u32), isa.splat_n(0x0303_0303));
+                let bit = isa.shr_by(high[half][j], (4 * part + quarter) as u32);
+                codes[j] = isa.or(two, isa.shl::<2>(isa.and(bit, isa.splat_n(0x0101_0101))));
+            }
+            put(8 * part + g, &codes);
+        }
     }
 }

@@ -7,10 +7,10 @@
 //! ```
 
 use super::{
-    extreme, f16_at, inverse, leading_halves, nibble_bytes, pack_nibbles, read_f16, shifted, span,
-    unpack_nibble, write_f16,
+    extreme, f16_at, inverse, nibbles, pack_nibbles, read_f16, shifted, span, two_f16, unpack_nibble,
+    write_f16,
 };
-use crate::format::Format;
+use crate::format::{Blocks, Format};
 use torque_simd::Isa;
 
 /// 4.5 bits, symmetric.
@@ -50,18 +50,18 @@ impl Format for Q4_0 {
     }
 
     #[inline(always)]
-    fn strip<I: Isa>(isa: I, blocks: &[u8]) -> (I::F, I::F) {
-        leading_halves::<Self, I>(isa, blocks)
-    }
-
-    #[inline(always)]
     fn codes<I: Isa>(isa: I, block: &[u8], i: usize) -> I::F {
         isa.low_bits::<4, -8>(shifted(isa, block, 2, 4 * i))
     }
 
     #[inline(always)]
-    fn bytes<I: Isa>(isa: I, blocks: &[u8], _: usize) -> I::N {
-        nibble_bytes(isa, blocks, 2, Self::BYTES + 2)
+    fn row_affines<I: Isa>(isa: I, blocks: Blocks<'_>, mut put: impl FnMut(usize, I::F, I::F)) {
+        put(0, isa.low_f16(blocks.words(isa, 0)[0]), isa.splat(0.0));
+    }
+
+    #[inline(always)]
+    fn row_codes<I: Isa>(isa: I, blocks: Blocks<'_>, _: usize, mut put: impl FnMut(usize, &[I::N])) {
+        put(0, &nibbles(isa, blocks.words(isa, 2)));
     }
 }
 
@@ -71,7 +71,6 @@ impl Format for Q4_1 {
     const BLOCK: usize = 32;
     const BYTES: usize = 20;
     const GROUP: usize = 32;
-    const OFFSET: u8 = 0;
     const SHIFTED: bool = true;
     const KV: bool = true;
 
@@ -97,17 +96,18 @@ impl Format for Q4_1 {
     }
 
     #[inline(always)]
-    fn strip<I: Isa>(isa: I, blocks: &[u8]) -> (I::F, I::F) {
-        leading_halves::<Self, I>(isa, blocks)
-    }
-
-    #[inline(always)]
     fn codes<I: Isa>(isa: I, block: &[u8], i: usize) -> I::F {
         isa.low_bits::<4, 0>(shifted(isa, block, 4, 4 * i))
     }
 
     #[inline(always)]
-    fn bytes<I: Isa>(isa: I, blocks: &[u8], _: usize) -> I::N {
-        nibble_bytes(isa, blocks, 4, Self::BYTES + 4)
+    fn row_affines<I: Isa>(isa: I, blocks: Blocks<'_>, mut put: impl FnMut(usize, I::F, I::F)) {
+        let (scale, shift) = two_f16(isa, blocks.words(isa, 0)[0]);
+        put(0, scale, shift);
+    }
+
+    #[inline(always)]
+    fn row_codes<I: Isa>(isa: I, blocks: Blocks<'_>, _: usize, mut put: impl FnMut(usize, &[I::N])) {
+        put(0, &nibbles(isa, blocks.words(isa, 4)));
     }
 }

@@ -11,8 +11,8 @@
 //! ```
 
 use super::fit::{Affine, AffineSearch, fit_affine, nearest};
-use super::{f16_at, field, low_nibbles, read_f16, shifted, shifted_twice, word, write_f16};
-use crate::format::Format;
+use super::{byte_of, nibbles, read_f16, two_f16, write_f16};
+use crate::format::{Blocks, Format};
 use torque_simd::Isa;
 
 /// 4.5 bits.
@@ -50,35 +50,37 @@ fn sub_block(block: &[u8], j: usize) -> (f32, f32) {
     (read_f16(block, 0) * f32::from(scale), -(read_f16(block, 2) * f32::from(min)))
 }
 
-/// Scales and minimums of all sub-blocks, a byte each: [`six_bits`] on four bytes at a time.
+/// [`Format::row_affines`] of both: [`six_bits`] on four bytes at a time.
 #[inline(always)]
-fn all_six_bits(block: &[u8]) -> [u64; 2] {
-    let (a, b, c) = (word(block, 4), word(block, 8), word(block, 12));
-    let low = |x: u32| x & 0x3f3f_3f3f;
-    let high = |four: u32, two: u32| four & 0x0f0f_0f0f | two >> 2 & 0x3030_3030;
-    let eight = |first: u32, last: u32| u64::from(last) << 32 | u64::from(first);
-    [eight(low(a), high(c, a)), eight(low(b), high(c >> 4, b))]
+fn row_affines<I: Isa>(isa: I, blocks: Blocks<'_>, mut put: impl FnMut(usize, I::F, I::F)) {
+    let [halves, a, b, c] = blocks.words(isa, 0);
+    let (d, min) = two_f16(isa, halves);
+    let min = isa.sub(isa.splat(0.0), min);
+    let mut numbers = [[a, c], [b, isa.shr::<4>(c)]];
+    for ([first, last], two) in numbers.iter_mut().zip([a, b]) {
+        let two = isa.and(isa.shr::<2>(two), isa.splat_n(0x3030_3030));
+        *first = isa.and(*first, isa.splat_n(0x3f3f_3f3f));
+        *last = isa.or(isa.and(*last, isa.splat_n(0x0f0f_0f0f)), two);
+    }
+    let [scales, minimums] = numbers;
+    for j in 0..8 {
+        let scale = isa.to_f32(byte_of(isa, scales[j / 4], j % 4, 0, 255));
+        let minimum = isa.to_f32(byte_of(isa, minimums[j / 4], j % 4, 0, 255));
+        put(j, isa.mul(d, scale), isa.mul(min, minimum));
+    }
 }
 
-/// Scales and shifts of all sub-blocks.
+/// 64 codes of what [`pack`] wrote at `offset`: those in low nibbles, and those in high ones.
 #[inline(always)]
-fn sub_blocks<I: Isa>(isa: I, block: &[u8], scales: &mut [f32; 16], shifts: &mut [f32; 16]) {
-    let (d, min) = (f16_at(isa, block, 0), f16_at(isa, block, 2));
-    let [scale, minimum] = all_six_bits(block);
-    isa.store(isa.mul(isa.splat(d), isa.to_f32(isa.widen_words([scale, 0]))), scales);
-    isa.store(isa.mul(isa.splat(-min), isa.to_f32(isa.widen_words([minimum, 0]))), shifts);
-}
-
-/// The same of two blocks of `BYTES`.
-#[inline(always)]
-fn two_sub_blocks<I: Isa, const BYTES: usize>(isa: I, blocks: &[u8]) -> (I::F, I::F) {
-    let (first, second) = (&blocks[..BYTES], &blocks[BYTES..2 * BYTES]);
-    let ([scale, minimum], [scale_2, minimum_2]) = (all_six_bits(first), all_six_bits(second));
-    let d = isa.join(isa.splat(f16_at(isa, first, 0)), isa.splat(f16_at(isa, second, 0)));
-    let min = isa.join(isa.splat(-f16_at(isa, first, 2)), isa.splat(-f16_at(isa, second, 2)));
-    let scales = isa.to_f32(isa.widen_words([scale, scale_2]));
-    let minimums = isa.to_f32(isa.widen_words([minimum, minimum_2]));
-    (isa.mul(d, scales), isa.mul(min, minimums))
+fn row_nibbles<I: Isa>(isa: I, blocks: Blocks<'_>, offset: usize) -> [[I::N; 8]; 2] {
+    let (first, last) =
+        (nibbles(isa, blocks.words(isa, offset)), nibbles(isa, blocks.words(isa, offset + 16)));
+    let mut codes = [first; 2];
+    for j in 0..4 {
+        (codes[0][j], codes[0][4 + j]) = (first[j], last[j]);
+        (codes[1][j], codes[1][4 + j]) = (first[4 + j], last[4 + j]);
+    }
+    codes
 }
 
 /// Encodes scales and minimums, and returns the codes.
@@ -122,19 +124,13 @@ fn unpack(qs: &[u8], i: usize) -> u8 {
     qs[i / 64 * 32 + i % 32] >> (i % 64 / 32 * 4) & 15
 }
 
-/// Codes `16 i .. 16 i + 16` of what [`pack`] wrote at `offset`; bits above the fourth are left in place.
-#[inline(always)]
-fn nibbles<I: Isa>(isa: I, block: &[u8], offset: usize, i: usize) -> I::N {
-    shifted(isa, block, offset + i / 4 * 32 + i % 2 * 16, i / 2 % 2 * 4)
-}
-
 impl Format for Q4K {
     const NAME: &'static str = "q4_k";
     const GGML_TYPE: Option<u32> = Some(12);
     const BLOCK: usize = 256;
     const BYTES: usize = 144;
     const GROUP: usize = 32;
-    const OFFSET: u8 = 0;
+    const PART: usize = 64;
     const SHIFTED: bool = true;
 
     fn encode(x: &[f32], block: &mut [u8]) {
@@ -156,23 +152,15 @@ impl Format for Q4K {
     }
 
     #[inline(always)]
-    fn affines<I: Isa>(isa: I, block: &[u8], scales: &mut [f32; 16], shifts: &mut [f32; 16]) {
-        sub_blocks(isa, block, scales, shifts);
+    fn row_affines<I: Isa>(isa: I, blocks: Blocks<'_>, put: impl FnMut(usize, I::F, I::F)) {
+        row_affines(isa, blocks, put);
     }
 
     #[inline(always)]
-    fn strip<I: Isa>(isa: I, blocks: &[u8]) -> (I::F, I::F) {
-        two_sub_blocks::<I, { Self::BYTES }>(isa, blocks)
-    }
-
-    #[inline(always)]
-    fn codes<I: Isa>(isa: I, block: &[u8], i: usize) -> I::F {
-        isa.low_bits::<4, 0>(nibbles(isa, block, 16, i))
-    }
-
-    #[inline(always)]
-    fn bytes<I: Isa>(isa: I, block: &[u8], i: usize) -> I::N {
-        low_nibbles(isa, shifted_twice(isa, block, 16 + 32 * i, 0, 4))
+    fn row_codes<I: Isa>(isa: I, blocks: Blocks<'_>, part: usize, mut put: impl FnMut(usize, &[I::N])) {
+        let [low, high] = row_nibbles(isa, blocks, 16 + 32 * part);
+        put(2 * part, &low);
+        put(2 * part + 1, &high);
     }
 }
 
@@ -182,7 +170,7 @@ impl Format for Q5K {
     const BLOCK: usize = 256;
     const BYTES: usize = 176;
     const GROUP: usize = 32;
-    const OFFSET: u8 = 0;
+    const PART: usize = 64;
     const SHIFTED: bool = true;
 
     fn encode(x: &[f32], block: &mut [u8]) {
@@ -208,25 +196,20 @@ impl Format for Q5K {
     }
 
     #[inline(always)]
-    fn affines<I: Isa>(isa: I, block: &[u8], scales: &mut [f32; 16], shifts: &mut [f32; 16]) {
-        sub_blocks(isa, block, scales, shifts);
+    fn row_affines<I: Isa>(isa: I, blocks: Blocks<'_>, put: impl FnMut(usize, I::F, I::F)) {
+        row_affines(isa, blocks, put);
     }
 
     #[inline(always)]
-    fn strip<I: Isa>(isa: I, blocks: &[u8]) -> (I::F, I::F) {
-        two_sub_blocks::<I, { Self::BYTES }>(isa, blocks)
-    }
-
-    #[inline(always)]
-    fn codes<I: Isa>(isa: I, block: &[u8], i: usize) -> I::F {
-        let fifth = isa.shl::<4>(field(isa, block, 16 + i % 2 * 16, i / 2, 1));
-        isa.to_f32(isa.or(isa.and(nibbles(isa, block, 48, i), isa.splat_n(15)), fifth))
-    }
-
-    #[inline(always)]
-    fn bytes<I: Isa>(isa: I, block: &[u8], i: usize) -> I::N {
-        let fifth = shifted_twice(isa, block, 16, 2 * i as i32, 2 * i as i32 + 1);
-        let fifth = isa.shl::<4>(isa.and(fifth, isa.splat_n(0x0101_0101)));
-        isa.or(low_nibbles(isa, shifted_twice(isa, block, 48 + 32 * i, 0, 4)), fifth)
+    fn row_codes<I: Isa>(isa: I, blocks: Blocks<'_>, part: usize, mut put: impl FnMut(usize, &[I::N])) {
+        let mut codes = row_nibbles(isa, blocks, 48 + 32 * part);
+        let fifth = [blocks.words(isa, 16), blocks.words(isa, 32)];
+        for (i, codes) in codes.iter_mut().enumerate() {
+            for j in 0..8 {
+                let bit = isa.shr_by(fifth[j / 4][j % 4], (2 * part + i) as u32);
+                codes[j] = isa.or(codes[j], isa.shl::<4>(isa.and(bit, isa.splat_n(0x0101_0101))));
+            }
+            put(2 * part + i, codes);
+        }
     }
 }

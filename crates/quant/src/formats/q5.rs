@@ -8,10 +8,10 @@
 //! ```
 
 use super::{
-    extreme, f16_at, inverse, leading_halves, nibble_bytes, pack_nibbles, read_f16, shifted, span,
-    unpack_nibble, word, write_f16,
+    extreme, f16_at, inverse, nibbles, pack_nibbles, read_f16, shifted, span, two_f16, unpack_nibble,
+    write_f16,
 };
-use crate::format::Format;
+use crate::format::{Blocks, Format};
 use torque_simd::Isa;
 
 /// 5.5 bits, symmetric.
@@ -40,11 +40,28 @@ fn codes<I: Isa, const OFFSET: i32>(isa: I, block: &[u8], offset: usize, i: usiz
     isa.add_where(u16::from_le_bytes([block[at], block[at + 1]]), low, isa.splat(16.0))
 }
 
-/// Two times 32 codes of what [`pack`] wrote at `offset`.
+/// For four bits, four bytes: 16 where the bit is set. As numbers, though they are not used as such.
+const FIFTH: [f32; 16] = {
+    let mut table = [0.0; 16];
+    let mut bits = 0;
+    while bits < 16 {
+        let b = bits as u32;
+        table[bits] = f32::from_bits((b & 1 | (b & 2) << 7 | (b & 4) << 14 | (b & 8) << 21) << 4);
+        bits += 1;
+    }
+    table
+};
+
+/// 32 codes of what [`pack`] wrote at `offset`.
 #[inline(always)]
-fn bytes<F: Format, I: Isa>(isa: I, blocks: &[u8], offset: usize) -> I::N {
-    let fifth = u64::from(word(blocks, offset)) | u64::from(word(blocks, F::BYTES + offset)) << 32;
-    isa.add_bytes_where(fifth, nibble_bytes(isa, blocks, offset + 4, F::BYTES + offset + 4), 16)
+fn row_codes<I: Isa>(isa: I, blocks: Blocks<'_>, offset: usize) -> [I::N; 8] {
+    let [fifth, ..] = blocks.words(isa, offset);
+    let mut codes = nibbles(isa, blocks.words(isa, offset + 4));
+    for j in 0..8 {
+        let four = isa.lookup(isa.load(&FIFTH), isa.shr_by(fifth, 4 * j as u32));
+        codes[j] = isa.or(codes[j], isa.to_bits(four));
+    }
+    codes
 }
 
 impl Format for Q5_0 {
@@ -78,18 +95,18 @@ impl Format for Q5_0 {
     }
 
     #[inline(always)]
-    fn strip<I: Isa>(isa: I, blocks: &[u8]) -> (I::F, I::F) {
-        leading_halves::<Self, I>(isa, blocks)
-    }
-
-    #[inline(always)]
     fn codes<I: Isa>(isa: I, block: &[u8], i: usize) -> I::F {
         codes::<I, -16>(isa, block, 2, i)
     }
 
     #[inline(always)]
-    fn bytes<I: Isa>(isa: I, blocks: &[u8], _: usize) -> I::N {
-        bytes::<Self, I>(isa, blocks, 2)
+    fn row_affines<I: Isa>(isa: I, blocks: Blocks<'_>, mut put: impl FnMut(usize, I::F, I::F)) {
+        put(0, isa.low_f16(blocks.words(isa, 0)[0]), isa.splat(0.0));
+    }
+
+    #[inline(always)]
+    fn row_codes<I: Isa>(isa: I, blocks: Blocks<'_>, _: usize, mut put: impl FnMut(usize, &[I::N])) {
+        put(0, &row_codes(isa, blocks, 2));
     }
 }
 
@@ -99,7 +116,6 @@ impl Format for Q5_1 {
     const BLOCK: usize = 32;
     const BYTES: usize = 24;
     const GROUP: usize = 32;
-    const OFFSET: u8 = 0;
     const SHIFTED: bool = true;
     const KV: bool = true;
 
@@ -125,17 +141,18 @@ impl Format for Q5_1 {
     }
 
     #[inline(always)]
-    fn strip<I: Isa>(isa: I, blocks: &[u8]) -> (I::F, I::F) {
-        leading_halves::<Self, I>(isa, blocks)
-    }
-
-    #[inline(always)]
     fn codes<I: Isa>(isa: I, block: &[u8], i: usize) -> I::F {
         codes::<I, 0>(isa, block, 4, i)
     }
 
     #[inline(always)]
-    fn bytes<I: Isa>(isa: I, blocks: &[u8], _: usize) -> I::N {
-        bytes::<Self, I>(isa, blocks, 4)
+    fn row_affines<I: Isa>(isa: I, blocks: Blocks<'_>, mut put: impl FnMut(usize, I::F, I::F)) {
+        let (scale, shift) = two_f16(isa, blocks.words(isa, 0)[0]);
+        put(0, scale, shift);
+    }
+
+    #[inline(always)]
+    fn row_codes<I: Isa>(isa: I, blocks: Blocks<'_>, _: usize, mut put: impl FnMut(usize, &[I::N])) {
+        put(0, &row_codes(isa, blocks, 4));
     }
 }

@@ -8,9 +8,9 @@
 //! ```
 
 use super::fit::{EPSILON, fit_symmetric, nearest};
-use super::q2_k::{pack_pairs, pair_bytes, pairs, unpack_pair};
-use super::{bytes16, f16_at, field, low_nibbles, write_f16};
-use crate::format::Format;
+use super::q2_k::{pack_pairs, unpack_pair};
+use super::{byte_of, f16_at, two_f16, write_f16};
+use crate::format::{Blocks, Format};
 use torque_simd::{Isa, Scalar};
 
 /// 6.5625 bits.
@@ -30,6 +30,7 @@ impl Format for Q6K {
     const BYTES: usize = 210;
     const GROUP: usize = 16;
     const OFFSET: u8 = 32;
+    const PART: usize = 128;
 
     fn encode(x: &[f32], block: &mut [u8]) {
         block.fill(0);
@@ -71,23 +72,34 @@ impl Format for Q6K {
     }
 
     #[inline(always)]
-    fn affines<I: Isa>(isa: I, block: &[u8], scales: &mut [f32; 16], _: &mut [f32; 16]) {
-        let integers = isa.to_f32(isa.widen_i8(bytes16(block, 192)));
-        isa.store(isa.mul(isa.splat(f16_at(isa, block, 208)), integers), scales);
+    fn row_affines<I: Isa>(isa: I, blocks: Blocks<'_>, mut put: impl FnMut(usize, I::F, I::F)) {
+        let scales = blocks.words(isa, 192);
+        let (_, d) = two_f16(isa, blocks.words(isa, 194)[3]);
+        for g in 0..16 {
+            // Signed: 128 more, and then less.
+            let byte =
+                byte_of(isa, isa.xor(scales[g / 4], isa.splat_n(0x8080_8080u32 as i32)), g % 4, 0, 255);
+            let scale = isa.to_f32(isa.add_n(byte, isa.splat_n(-128)));
+            put(g, isa.mul(d, scale), isa.splat(0.0));
+        }
     }
 
     #[inline(always)]
-    fn codes<I: Isa>(isa: I, block: &[u8], i: usize) -> I::F {
-        let (byte, shift) = low_bits(16 * i);
-        let low = field(isa, block, byte, shift, 15);
-        let code = isa.or(low, isa.shl::<4>(isa.and(pairs(isa, block, 128, i), isa.splat_n(3))));
-        isa.to_f32(isa.add_n(code, isa.splat_n(-32)))
-    }
-
-    #[inline(always)]
-    fn bytes<I: Isa>(isa: I, block: &[u8], i: usize) -> I::N {
-        let low = isa.load_n(block[64 * (i / 2)..].first_chunk().expect("64 bytes for 128 values"));
-        let low = low_nibbles(isa, isa.shr_by(low, i as u32 % 2 * 4));
-        isa.or(low, isa.shl::<4>(pair_bytes(isa, block, 128, i)))
+    fn row_codes<I: Isa>(isa: I, blocks: Blocks<'_>, part: usize, mut put: impl FnMut(usize, &[I::N])) {
+        let high = [blocks.words(isa, 128 + 32 * part), blocks.words(isa, 144 + 32 * part)];
+        let mut low = [high[0]; 4];
+        for i in 0..4 {
+            low[i] = blocks.words(isa, 64 * part + 16 * i);
+        }
+        for g in 0..8 {
+            let (quarter, half) = (g / 2, g % 2);
+            let mut codes = high[0];
+            for j in 0..4 {
+                let four = isa.shr_by(low[quarter % 2 * 2 + half][j], quarter as u32 / 2 * 4);
+                let two = isa.and(isa.shr_by(high[half][j], 2 * quarter as u32), isa.splat_n(0x0303_0303));
+                codes[j] = isa.or(isa.and(four, isa.splat_n(0x0f0f_0f0f)), isa.shl::<4>(two));
+            }
+            put(8 * part + g, &codes);
+        }
     }
 }

@@ -5,8 +5,8 @@
 //! 2..34 q[32] i8       value i = d · q[i]
 //! ```
 
-use super::{bytes16, bytes32, f16_at, inverse, leading_halves, read_f16, write_f16};
-use crate::format::Format;
+use super::{bytes16, f16_at, inverse, read_f16, write_f16};
+use crate::format::{Blocks, Format};
 use torque_simd::Isa;
 
 /// 8.5 bits.
@@ -19,6 +19,7 @@ impl Format for Q8_0 {
     const BLOCK: usize = 32;
     const BYTES: usize = 34;
     const GROUP: usize = 32;
+    const WIDE: bool = true;
     const KV: bool = true;
 
     fn encode(x: &[f32], block: &mut [u8]) {
@@ -45,18 +46,28 @@ impl Format for Q8_0 {
     }
 
     #[inline(always)]
-    fn strip<I: Isa>(isa: I, blocks: &[u8]) -> (I::F, I::F) {
-        leading_halves::<Self, I>(isa, blocks)
-    }
-
-    #[inline(always)]
     fn codes<I: Isa>(isa: I, block: &[u8], i: usize) -> I::F {
         isa.to_f32(isa.widen_i8(bytes16(block, 2 + 16 * i)))
     }
 
     #[inline(always)]
-    fn bytes<I: Isa>(isa: I, blocks: &[u8], _: usize) -> I::N {
-        let signed = isa.load_halves(bytes32(blocks, 2), bytes32(blocks, Self::BYTES + 2));
-        isa.xor(signed, isa.splat_n(0x8080_8080u32 as i32))
+    fn row_affines<I: Isa>(isa: I, blocks: Blocks<'_>, mut put: impl FnMut(usize, I::F, I::F)) {
+        put(0, isa.low_f16(blocks.words(isa, 0)[0]), isa.splat(0.0));
     }
+
+    #[inline(always)]
+    fn row_codes<I: Isa>(isa: I, blocks: Blocks<'_>, _: usize, mut put: impl FnMut(usize, &[I::N])) {
+        let (first, last) = (blocks.words(isa, 2), blocks.words(isa, 18));
+        let mut codes = [first[0]; 8];
+        for j in 0..4 {
+            (codes[j], codes[4 + j]) = (biased(isa, first[j]), biased(isa, last[j]));
+        }
+        put(0, &codes);
+    }
+}
+
+/// Signed bytes plus [`Isa::BIAS`].
+#[inline(always)]
+fn biased<I: Isa>(isa: I, v: I::N) -> I::N {
+    if I::BIAS == 0 { v } else { isa.xor(v, isa.splat_n(0x8080_8080u32 as i32)) }
 }

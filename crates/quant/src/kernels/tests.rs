@@ -55,7 +55,7 @@ fn encoded_rows(format: &FormatOps, seed: u32, rows: usize, cols: usize) -> (Vec
 
 #[test]
 fn weights_times_vectors() {
-    for format in FORMATS.iter().filter(|f| f.weights) {
+    for format in FORMATS.iter().filter(|f| f.weights && !f.rounds_activations()) {
         let float = format.fits(1);
         let columns: &[usize] = if float { &[1, 15, 16, 100, 1024, 1100, 2048] } else { &[256, 1280, 2304] };
         for &cols in columns {
@@ -84,24 +84,6 @@ fn weights_times_vectors() {
                     (kernels.matvec)(&bytes, cols, last, 1, &mut alone);
                     assert_eq!(bits(&alone), bits(&out[(tokens - 1) * rows..]), "{what}: the last alone");
                 }
-            }
-        }
-    }
-}
-
-#[test]
-fn rows_decode() {
-    for format in FORMATS.iter().filter(|f| f.weights) {
-        let cols = if format.fits(1) { 100 } else { 512 };
-        let (bytes, decoded) = encoded_rows(format, 3, 3, cols);
-        for level in Level::all_available() {
-            let mut out = vec![f32::NAN; 3 * cols];
-            ((format.kernels)(level).decode_rows)(&bytes, cols, &mut out);
-            if format.rotation == Rotation::Block32 {
-                out.as_chunks_mut().0.iter_mut().for_each(rotate::block32_inverse);
-            }
-            for (i, (out, decoded)) in out.iter().zip(&decoded).enumerate() {
-                assert!((out - decoded).abs() <= 1e-6, "{} {level:?} [{i}]: {out} {decoded}", format.name);
             }
         }
     }
@@ -231,11 +213,23 @@ fn kernels_are_inlined() {
         let plain = dispatch!(level, |isa| fastest(|| {
             std::hint::black_box(plain_sum(isa, x[..cols].as_chunks().0, rows * tokens));
         }));
-        for name in ["f32", "f16", "q8_0", "q4_0", "q6_k", "turbo3"] {
-            let format = crate::by_name(name).unwrap();
-            let kernels = (format.kernels)(level);
+        let timed = ["f32", "f16", "q8_0", "q4_0", "turbo3"];
+        for format in FORMATS.iter().filter(|f| f.rounds_activations() || timed.contains(&f.name)) {
+            let (name, kernels) = (format.name, (format.kernels)(level));
             let mut times = Vec::new();
-            if format.weights {
+            if format.rounds_activations() {
+                let (bytes, _) = encoded_rows(format, 2, rows, cols);
+                let mut rounded = Vec::from_iter((0..tokens).map(|_| Rounded::default()));
+                x.chunks_exact(cols).zip(&mut rounded).for_each(|(x, to)| (kernels.round)(to, x));
+                let mut out = vec![0.0; tokens * rows];
+                times.push(("multiply", fastest(|| (kernels.multiply)(&bytes, cols, &rounded, &mut out))));
+                let mut few = || {
+                    for (rounded, out) in rounded.chunks_exact(1).zip(out.chunks_exact_mut(rows)) {
+                        (kernels.multiply)(&bytes, cols, rounded, out);
+                    }
+                };
+                times.push(("multiply by one", fastest(&mut few)));
+            } else if format.weights {
                 let (bytes, _) = encoded_rows(format, 2, rows, cols);
                 let (mut panel, mut out) = (vec![0.0; gemm::panel_len(rows, cols)], vec![0.0; tokens * rows]);
                 times.push(("matvec", fastest(|| (kernels.matvec)(&bytes, cols, &x, tokens, &mut out))));
@@ -244,7 +238,7 @@ fn kernels_are_inlined() {
                     fastest(|| (kernels.matmul)(&bytes, cols, &x, tokens, &mut panel, &mut out)),
                 ));
             }
-            if format.kv {
+            if timed.contains(&name) && format.kv {
                 // The same number of products: eight queries, 256 tokens of 128 values.
                 let (part, _) = encoded_part(format, 3, 256, 128);
                 let (mut scores, mut out) = (vec![0.0; tokens * 256], vec![0.0; tokens * 128]);
