@@ -2,14 +2,15 @@
 //!
 //! An operation of a small model takes microseconds; waking a sleeping thread takes longer. Workers
 //! therefore spin between the operations of a token, and park when nothing came for [`SPIN`].
-//! Work is handed out in chunks by an atomic counter, so that the slowest core does not set the pace.
+//! Work is handed out in chunks: each worker begins with its own run of them, one after the other in memory,
+//! and then helps the others with theirs, so that the slowest core does not set the pace.
 
 use std::any::Any;
 use std::cell::{Cell, UnsafeCell};
 use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -36,6 +37,8 @@ struct Shared {
     unfinished: OnItsOwnLine<AtomicUsize>,
     /// The job, or none if the pool is being dropped. Written only while no worker runs.
     job: UnsafeCell<Option<Job>>,
+    /// Of every worker's chunks of a job of [`Pool::for_each`], those taken.
+    taken: Vec<OnItsOwnLine<AtomicUsize>>,
     /// Which of the other workers sleep, or are about to.
     asleep: Vec<OnItsOwnLine<AtomicBool>>,
     /// Held while a job is running.
@@ -75,6 +78,7 @@ impl Pool {
             jobs: OnItsOwnLine(AtomicUsize::new(0)),
             unfinished: OnItsOwnLine(AtomicUsize::new(0)),
             job: UnsafeCell::new(None),
+            taken: (0..=others).map(|_| OnItsOwnLine(AtomicUsize::new(0))).collect(),
             asleep: (0..others).map(|_| OnItsOwnLine(AtomicBool::new(false))).collect(),
             busy: Mutex::new(()),
             panic: Mutex::new(None),
@@ -98,9 +102,18 @@ impl Pool {
     /// If `f` panics on any worker, after all have finished; and if this is called from inside a job, which
     /// would wait for itself.
     pub fn run(&self, f: impl Fn(usize) + Sync) {
+        let busy = self.lock();
+        self.run_locked(f, busy);
+    }
+
+    /// Waits until nobody uses the pool.
+    fn lock(&self) -> MutexGuard<'_, ()> {
         assert!(!WORKING.get(), "a job of a pool starts another one");
+        self.shared.busy.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn run_locked(&self, f: impl Fn(usize) + Sync, busy: MutexGuard<'_, ()>) {
         let shared = &*self.shared;
-        let busy = shared.busy.lock().unwrap_or_else(PoisonError::into_inner);
         let job: *const (dyn Fn(usize) + Sync + '_) = &f;
         // SAFETY: only the lifetime changes. Workers call the closure before they decrement `unfinished`,
         // and this function neither returns nor unwinds before that is zero, so `f` is still there.
@@ -128,16 +141,22 @@ impl Pool {
         if n <= 1 || self.threads() == 1 {
             return (0..n).for_each(f);
         }
-        let next = AtomicUsize::new(0);
-        self.run(|_| {
-            loop {
-                let i = next.fetch_add(1, Ordering::Relaxed);
-                if i >= n {
-                    break;
+        let busy = self.lock();
+        let (taken, threads) = (&self.shared.taken, self.threads());
+        taken.iter().for_each(|taken| taken.0.store(0, Ordering::Relaxed));
+        let job = |worker: usize| {
+            for owner in (worker..threads).chain(0..worker) {
+                let (first, end) = (owner * n / threads, (owner + 1) * n / threads);
+                loop {
+                    let i = first + taken[owner].0.fetch_add(1, Ordering::Relaxed);
+                    if i >= end {
+                        break;
+                    }
+                    f(i);
                 }
-                f(i);
             }
-        });
+        };
+        self.run_locked(job, busy);
     }
 
     /// Calls `f(i, part)` for the parts of `out`: part i begins at `i * chunk` and is `chunk` long, the last

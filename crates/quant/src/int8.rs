@@ -49,14 +49,14 @@ impl Rounded {
     /// Rounds `x`, whose length is a multiple of 32.
     pub fn round<I: Isa>(&mut self, isa: I, x: &[f32]) {
         assert!(x.len().is_multiple_of(BLOCK), "whole blocks of activations");
-        self.columns = x.len();
-        let width = x.len().next_multiple_of(WIDTH);
-        self.codes.clear();
-        self.codes.resize(width, 0);
-        for (Groups { scales, sums, totals }, size) in self.groups.iter_mut().zip([16, 32]) {
-            for numbers in [scales, sums, totals] {
-                numbers.clear();
-                numbers.resize(width / size, 0.0);
+        if self.columns != x.len() {
+            self.columns = x.len();
+            let width = x.len().next_multiple_of(WIDTH);
+            self.codes = vec![0; width];
+            for (groups, size) in self.groups.iter_mut().zip([16, 32]) {
+                for numbers in [&mut groups.scales, &mut groups.sums, &mut groups.totals] {
+                    *numbers = vec![0.0; width / size];
+                }
             }
         }
         isa.run(
