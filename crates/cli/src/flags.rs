@@ -6,6 +6,6 @@ mod prompt;
 mod sampling;
 
 pub use kv::{KvFlags, PolicyFlags, kv_format_names, kv_formats};
-pub use model::{DeviceFlags, ModelFlags, backend, positive};
+pub use model::{DeviceFlags, ModelFlags, backend, isa, positive};
 pub use prompt::PromptFlags;
 pub use sampling::SamplingFlags;

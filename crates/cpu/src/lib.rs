@@ -14,7 +14,7 @@ mod linear;
 #[allow(unsafe_code, reason = "workers take disjoint parts of one array")]
 mod pool;
 
-pub use pool::Pool;
+pub use pool::{Pool, SPIN, physical_cores};
 
 use attention::Partials;
 use linear::Matrix;

@@ -1,7 +1,7 @@
 //! An open model: weights, tokenizer and the device it runs on.
 
 use crate::error::Error;
-use crate::memory::available_memory;
+use crate::machine::available_memory;
 use crate::running::{Loaded, On};
 use crate::session::{Session, SessionOptions};
 use std::path::Path;

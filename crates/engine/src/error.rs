@@ -27,4 +27,10 @@ pub enum Error {
     Reference { path: PathBuf, what: String },
     #[error("the text has {found} tokens; {needed} are needed for one chunk of {context}")]
     TextTooShort { found: usize, needed: usize, context: usize },
+    #[error("no kernel or format is called `{filter}`; there are {known}")]
+    NoSuchKernel { filter: String, known: String },
+    #[error(
+        "no format in `{filters}` has a kernel in `{filters}`; weights have products, K and V the others"
+    )]
+    NoKernels { filters: String },
 }

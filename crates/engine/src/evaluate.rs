@@ -6,6 +6,7 @@ use crate::measure::{Divergence, DivergenceReport, Perplexity, negative_log_like
 use crate::session::SessionOptions;
 use safetensors::{Dtype, SafeTensors};
 use std::path::Path;
+use torque_kv::Policy;
 
 /// Runs a reference's `tokens` (i32) and compares every row of logits with its tensor `target` (f32 or
 /// f16, `[tokens, vocabulary]`), layout of `../shared/zoo/README.md`. `step` tokens go in at a time.
@@ -127,4 +128,41 @@ pub fn perplexity(
         progress(done + 1, count, &perplexity);
     }
     Ok(perplexity)
+}
+
+/// What a cache in some formats changes: how far the logits of `tokens` are from those with a cache in f16, and their
+/// perplexity. Runs `batch` tokens at a time, which see one another exactly, and calls `progress(tokens done)` after each
+/// batch; `None` once that says `false`.
+pub fn cache(
+    engine: &Engine,
+    tokens: &[u32],
+    batch: usize,
+    policy: &Policy,
+    progress: &mut dyn FnMut(usize) -> bool,
+) -> Result<Option<(DivergenceReport, Perplexity)>, Error> {
+    let session = |policy: &Policy| {
+        engine.session(&SessionOptions { context: Some(tokens.len()), batch, policy: policy.clone() })
+    };
+    let (mut exact, mut ours) = (session(&Policy::uniform("f16", "f16"))?, session(policy)?);
+    let vocabulary = engine.config().vocabulary;
+    let (mut divergence, mut perplexity) = (Divergence::default(), Perplexity::default());
+    let mut reference = Vec::new();
+    for (i, chunk) in tokens.chunks(batch).enumerate() {
+        reference.clear();
+        exact.append_each(chunk, &mut |_, logits| {
+            reference.extend_from_slice(logits);
+            true
+        })?;
+        ours.append_each(chunk, &mut |row, logits| {
+            divergence.add(&reference[row * vocabulary..][..vocabulary], logits);
+            if let Some(&next) = tokens.get(i * batch + row + 1) {
+                perplexity.add(negative_log_likelihood(logits, next));
+            }
+            true
+        })?;
+        if !progress(i * batch + chunk.len()) {
+            return Ok(None);
+        }
+    }
+    Ok(Some((divergence.report(), perplexity)))
 }

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use torque_engine::evaluate;
+use torque_engine::measure;
 use torque_engine::sampler::{Sampler, SamplerParams};
 use torque_engine::synthetic::{self, SHAPES};
 use torque_engine::tokenizer::Encode;
@@ -50,6 +51,44 @@ fn reference_logits_are_met_on_every_backend() {
             assert_eq!(some.rows, report.rows.div_ceil(3));
         }
     }
+}
+
+#[test]
+fn a_cache_is_compared_with_one_in_f16() {
+    let engine = open("zoo/llama-hd128-rope3.gguf", BackendKind::Cpu);
+    let tokens: Vec<u32> = (0..200).map(|i| i * 37 % engine.config().vocabulary as u32).collect();
+    let policy = |format: &str| Policy { sink: 0, tail: 0, page: 16, ..Policy::uniform(format, format) };
+    let mut seen = Vec::new();
+    let mut cache = |policy: &Policy| {
+        let found = evaluate::cache(&engine, &tokens, 64, policy, &mut |done| {
+            seen.push(done);
+            true
+        });
+        let (divergence, perplexity) = found.unwrap().unwrap();
+        assert_eq!((divergence.rows, perplexity.tokens()), (200, 199));
+        (divergence.kld_mean, perplexity.value())
+    };
+    let exact = cache(&Policy::uniform("f16", "f16"));
+    let [turbo4, turbo2] = ["turbo4", "turbo2"].map(|format| cache(&policy(format)));
+    assert_eq!(exact.0, 0.0);
+    assert!(turbo4.0 > 0.0 && turbo2.0 > 2.0 * turbo4.0, "{turbo4:?} {turbo2:?}");
+    assert!((turbo4.1 / exact.1 - 1.0).abs() < 0.2, "{turbo4:?} {exact:?}");
+    assert_eq!(seen[..4], [64, 128, 192, 200]);
+    // The perplexity is that of the whole text, computed another way.
+    let mut session = engine
+        .session(&SessionOptions { policy: Policy::uniform("f16", "f16"), ..self::exact(200) })
+        .unwrap();
+    let mut sum = 0.0;
+    session
+        .append_each(&tokens, &mut |row, logits| {
+            let next = tokens.get(row + 1);
+            sum += next.map_or(0.0, |&next| measure::negative_log_likelihood(logits, next));
+            true
+        })
+        .unwrap();
+    assert!(((sum / 199.0).exp() / exact.1 - 1.0).abs() < 1e-3);
+    let stopped = evaluate::cache(&engine, &tokens, 64, &policy("turbo4"), &mut |_| false).unwrap();
+    assert!(stopped.is_none());
 }
 
 #[test]

@@ -4,7 +4,7 @@ use crate::commands::run::{Out, prefill};
 use crate::report::{self, Speed};
 use crate::table::Table;
 use crate::text::{count, thousands};
-use crate::{interrupt, model};
+use crate::{flags, interrupt, model};
 use anyhow::Result;
 use std::io::Write;
 use std::process::ExitCode;
@@ -32,7 +32,8 @@ const PAIRS: [(&str, &str); 6] = [
 /// Runs the demo.
 pub fn run() -> Result<ExitCode> {
     interrupt::catch();
-    let engine = Engine::from_gguf(model::demo(), &EngineOptions::default())?;
+    let options = EngineOptions { isa: flags::isa(), ..EngineOptions::default() };
+    let engine = Engine::from_gguf(model::demo(), &options)?;
     let mut session = engine.session(&SessionOptions { context: Some(1024), ..SessionOptions::default() })?;
     let params =
         SamplerParams { seed: Some(SEED), temperature: 0.5, repeat_penalty: 1.1, ..SamplerParams::default() };

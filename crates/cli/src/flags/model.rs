@@ -26,7 +26,7 @@ pub struct DeviceFlags {
     /// What computes: threads and SIMD, or the slow and plain reference
     #[arg(long, value_name = "NAME", default_value = "cpu", value_parser = backend())]
     pub backend: BackendKind,
-    /// Instruction set of the CPU backend, such as avx2 [default: the best there is]
+    /// Instruction set of the CPU backend, such as avx2 [env: TORQUE_ISA] [default: the best there is]
     #[arg(long, value_name = "NAME")]
     pub isa: Option<String>,
 }
@@ -34,8 +34,14 @@ pub struct DeviceFlags {
 impl DeviceFlags {
     /// How to open a model.
     pub fn options(&self) -> EngineOptions {
-        EngineOptions { backend: self.backend, threads: self.threads, isa: self.isa.clone() }
+        EngineOptions { backend: self.backend, threads: self.threads, isa: self.isa.clone().or_else(isa) }
     }
+}
+
+/// The instruction set that `TORQUE_ISA` asks for where no flag does, if it says anything.
+pub fn isa() -> Option<String> {
+    let name = std::env::var_os("TORQUE_ISA")?;
+    Some(name.to_string_lossy().into_owned()).filter(|name| !name.is_empty())
 }
 
 /// Reads the name of a backend.

@@ -103,6 +103,24 @@ fn texts_that_are_no_texts() {
 }
 
 #[test]
+fn baselines_and_records_that_are_none() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("broken.json");
+    let broken = path.to_str().unwrap();
+    for text in ["", "[{]", "[]", "model,test\na,b\n", "{}"] {
+        std::fs::write(&path, text).unwrap();
+        check(&["bench", "--baseline", broken], b"", 1, &["--baseline", "broken.json"]);
+    }
+    check(&["bench", "--baseline", "/no/such.json"], b"", 1, &["--baseline", "/no/such.json"]);
+    // A folder cannot be made inside a file.
+    check(&["bench", "--record", broken], b"", 1, &["--record", "broken.json"]);
+    check(&["bench", "--kernels", "q9"], b"", 1, &["`q9`", "accumulate", "turbo3"]);
+    check(&["bench", "--kernels", "q4_k,seal"], b"", 1, &["q4_k,seal"]);
+    check(&["bench", "--kernels", "seal", "--record", "x"], b"", 2, &["--kernels", "--record"]);
+    check(&["bench", "gate"], b"", 2, &["--baseline"]);
+}
+
+#[test]
 fn command_lines_that_say_nothing() {
     check(&["fly"], b"", 2, &["fly"]);
     check(&["run", "--fly"], b"", 2, &["--fly"]);

@@ -24,7 +24,7 @@ fn shared(path: &str) -> String {
 /// The program with these arguments, which are separated by spaces.
 fn torque(arguments: &str) -> Command {
     let mut command = cargo_bin_cmd!("torque");
-    command.env_remove("NO_COLOR").args(arguments.split_whitespace());
+    command.env_remove("NO_COLOR").env_remove("TORQUE_ISA").args(arguments.split_whitespace());
     command
 }
 
