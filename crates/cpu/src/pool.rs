@@ -3,19 +3,23 @@
 //! An operation of a small model takes microseconds; waking a sleeping thread takes longer. Workers
 //! therefore spin between the operations of a token, and park when nothing came for [`SPIN`].
 //! Work is handed out in chunks: each worker begins with its own run of them, one after the other in memory,
-//! and then helps the others with theirs, so that the slowest core does not set the pace.
+//! and then helps the others with theirs, so that the slowest core does not set the pace. Nobody waits for a
+//! worker that has not begun: one whose core another process has taken is missed by nobody.
 
 use std::any::Any;
 use std::cell::{Cell, UnsafeCell};
 use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 /// How long a worker without work spins before it sleeps.
 pub const SPIN: Duration = Duration::from_millis(1);
+
+/// How long it keeps its core for itself meanwhile.
+const PATIENCE: Duration = Duration::from_micros(50);
 
 /// A fixed number of workers. The thread that calls is worker 0.
 pub struct Pool {
@@ -31,27 +35,33 @@ impl std::fmt::Debug for Pool {
 
 /// What the workers see.
 struct Shared {
-    /// Jobs begun so far. A change says that `job` is new.
-    jobs: OnItsOwnLine<AtomicUsize>,
-    /// Workers other than the caller that have not finished the job.
-    unfinished: OnItsOwnLine<AtomicUsize>,
-    /// The job, or none if the pool is being dropped. Written only while no worker runs.
+    /// The number of the job in the high half; whether workers may still enter it; how many are inside, the caller
+    /// aside.
+    gate: OnItsOwnLine<AtomicU64>,
+    /// The job. Written only while the gate is shut and nobody is inside.
     job: UnsafeCell<Option<Job>>,
-    /// Of every worker's chunks of a job of [`Pool::for_each`], those taken.
+    /// Of every worker's chunks, those taken.
     taken: Vec<OnItsOwnLine<AtomicUsize>>,
     /// Which of the other workers sleep, or are about to.
     asleep: Vec<OnItsOwnLine<AtomicBool>>,
+    /// Whether the pool is being dropped.
+    ended: AtomicBool,
     /// Held while a job is running.
     busy: Mutex<()>,
     /// What the first worker that panicked said.
     panic: Mutex<Option<Box<dyn Any + Send>>>,
 }
 
-// SAFETY: `job` is written before `jobs` is incremented with release ordering and read after an acquiring
-// load has seen the increment; it is written again only after every worker has decremented `unfinished`.
-// Everything else synchronises itself.
+/// Of [`Shared::gate`]: workers may enter.
+const OPEN: u64 = 1 << 31;
+/// Of [`Shared::gate`]: the number of workers inside.
+const INSIDE: u64 = OPEN - 1;
+
+// SAFETY: `job` is written while the gate is shut and nobody is inside. It is read by a worker that has entered, with
+// acquire ordering, the gate that was opened after the write, with release ordering; and the gate is not opened
+// again before that worker has left. Everything else synchronises itself.
 unsafe impl Sync for Shared {}
-// SAFETY: as above; the job points to a `Sync` closure that outlives it, see `Pool::run`.
+// SAFETY: as above; the job points to a `Sync` closure that outlives the gate's being open, see `Pool::for_each`.
 unsafe impl Send for Shared {}
 
 /// A closure called with the number of the worker, its lifetime erased.
@@ -75,11 +85,11 @@ impl Pool {
     pub fn new(threads: usize) -> Pool {
         let others = threads.max(1) - 1;
         let shared = Arc::new(Shared {
-            jobs: OnItsOwnLine(AtomicUsize::new(0)),
-            unfinished: OnItsOwnLine(AtomicUsize::new(0)),
+            gate: OnItsOwnLine(AtomicU64::new(0)),
             job: UnsafeCell::new(None),
             taken: (0..=others).map(|_| OnItsOwnLine(AtomicUsize::new(0))).collect(),
             asleep: (0..others).map(|_| OnItsOwnLine(AtomicBool::new(false))).collect(),
+            ended: AtomicBool::new(false),
             busy: Mutex::new(()),
             panic: Mutex::new(None),
         });
@@ -95,60 +105,25 @@ impl Pool {
         self.others.len() + 1
     }
 
-    /// Calls `f` once on every worker, with the worker's number. Waits while another thread uses the pool.
+    /// Calls `f(i)` for every i below `n`. Waits while another thread uses the pool.
     ///
     /// # Panics
     ///
-    /// If `f` panics on any worker, after all have finished; and if this is called from inside a job, which
-    /// would wait for itself.
-    pub fn run(&self, f: impl Fn(usize) + Sync) {
-        let busy = self.lock();
-        self.run_locked(f, busy);
-    }
-
-    /// Waits until nobody uses the pool.
-    fn lock(&self) -> MutexGuard<'_, ()> {
-        assert!(!WORKING.get(), "a job of a pool starts another one");
-        self.shared.busy.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn run_locked(&self, f: impl Fn(usize) + Sync, busy: MutexGuard<'_, ()>) {
-        let shared = &*self.shared;
-        let job: *const (dyn Fn(usize) + Sync + '_) = &f;
-        // SAFETY: only the lifetime changes. Workers call the closure before they decrement `unfinished`,
-        // and this function neither returns nor unwinds before that is zero, so `f` is still there.
-        let job = unsafe { std::mem::transmute::<*const (dyn Fn(usize) + Sync + '_), Job>(job) };
-        shared.begin(Some(job), &self.others);
-        WORKING.set(true);
-        let mut result = catch_unwind(AssertUnwindSafe(|| f(0)));
-        WORKING.set(false);
-        let mut waits = 0;
-        while shared.unfinished.0.load(Ordering::Acquire) > 0 {
-            // The others have as much left to do as a chunk is. If that takes long, they lack a core, and
-            // this one may be it.
-            waits += 1;
-            if waits < 20_000 { std::hint::spin_loop() } else { thread::yield_now() }
-        }
-        if let Some(panic) = shared.panic.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            result = Err(panic);
-        }
-        drop(busy);
-        result.unwrap_or_else(|panic| resume_unwind(panic));
-    }
-
-    /// Calls `f(i)` for every i below `n`.
+    /// If `f` panics, after all have finished; and if this is called from inside a job, which would wait for
+    /// itself.
     pub fn for_each(&self, n: usize, f: impl Fn(usize) + Sync) {
         if n <= 1 || self.threads() == 1 {
             return (0..n).for_each(f);
         }
-        let busy = self.lock();
-        let (taken, threads) = (&self.shared.taken, self.threads());
-        taken.iter().for_each(|taken| taken.0.store(0, Ordering::Relaxed));
-        let job = |worker: usize| {
+        assert!(!WORKING.get(), "a job of a pool starts another one");
+        let (shared, threads) = (&*self.shared, self.threads());
+        let busy = shared.busy.lock().unwrap_or_else(PoisonError::into_inner);
+        shared.taken.iter().for_each(|taken| taken.0.store(0, Ordering::Relaxed));
+        let work = |worker: usize| {
             for owner in (worker..threads).chain(0..worker) {
                 let (first, end) = (owner * n / threads, (owner + 1) * n / threads);
                 loop {
-                    let i = first + taken[owner].0.fetch_add(1, Ordering::Relaxed);
+                    let i = first + shared.taken[owner].0.fetch_add(1, Ordering::Relaxed);
                     if i >= end {
                         break;
                     }
@@ -156,7 +131,20 @@ impl Pool {
                 }
             }
         };
-        self.run_locked(job, busy);
+        let job: *const (dyn Fn(usize) + Sync + '_) = &work;
+        // SAFETY: only the lifetime changes. Workers call the closure between entering and leaving, and this
+        // function neither returns nor unwinds before it has shut the gate and all have left.
+        let job = unsafe { std::mem::transmute::<*const (dyn Fn(usize) + Sync + '_), Job>(job) };
+        shared.open(job, &self.others);
+        WORKING.set(true);
+        let mut result = catch_unwind(AssertUnwindSafe(|| work(0)));
+        WORKING.set(false);
+        shared.shut();
+        if let Some(panic) = shared.panic.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            result = Err(panic);
+        }
+        drop(busy);
+        result.unwrap_or_else(|panic| resume_unwind(panic));
     }
 
     /// Calls `f(i, part)` for the parts of `out`: part i begins at `i * chunk` and is `chunk` long, the last
@@ -202,8 +190,9 @@ impl Pool {
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        self.shared.begin(None, &self.others);
+        self.shared.ended.store(true, Ordering::SeqCst);
         for worker in self.others.drain(..) {
+            worker.thread().unpark();
             // A worker catches the panics of its jobs.
             let _ = worker.join();
         }
@@ -211,14 +200,14 @@ impl Drop for Pool {
 }
 
 impl Shared {
-    /// Gives every worker the job.
-    fn begin(&self, job: Option<Job>, workers: &[JoinHandle<()>]) {
-        // SAFETY: all workers have finished the former job, and look at this one after the increment below.
-        unsafe { *self.job.get() = job };
-        self.unfinished.0.store(workers.len(), Ordering::Relaxed);
+    /// Lets the workers into a job.
+    fn open(&self, job: Job, workers: &[JoinHandle<()>]) {
+        // SAFETY: the gate is shut and nobody is inside; workers look at the job after they have entered.
+        unsafe { *self.job.get() = Some(job) };
+        let number = (self.gate.0.load(Ordering::Relaxed) >> 32).wrapping_add(1);
         // Sequentially consistent, as is what a worker does before it sleeps: either the worker sees the
-        // new number of jobs, or this thread sees that it is asleep.
-        self.jobs.0.fetch_add(1, Ordering::SeqCst);
+        // new number, or this thread sees that it is asleep.
+        self.gate.0.store(number << 32 | OPEN, Ordering::SeqCst);
         for (worker, asleep) in workers.iter().zip(&self.asleep) {
             if asleep.0.load(Ordering::SeqCst) {
                 worker.thread().unpark();
@@ -226,37 +215,70 @@ impl Shared {
         }
     }
 
+    /// Lets nobody else in, and waits until all have left.
+    fn shut(&self) {
+        let mut inside = self.gate.0.fetch_and(!OPEN, Ordering::AcqRel) & INSIDE;
+        let mut waits = 0;
+        while inside > 0 {
+            // The others have as much left to do as a chunk is. If that takes long, they lack a core, and
+            // this one may be it.
+            waits += 1;
+            if waits < 2000 {
+                std::hint::spin_loop()
+            } else {
+                thread::yield_now()
+            }
+            inside = self.gate.0.load(Ordering::Acquire) & INSIDE;
+        }
+    }
+
     /// The life of worker i + 1.
     fn work(&self, i: usize) {
         WORKING.set(true);
         let mut seen = 0;
-        loop {
-            self.wait(i, seen);
-            seen += 1;
-            // SAFETY: the wait saw the increment that followed the write.
-            let Some(job) = (unsafe { *self.job.get() }) else { return };
-            // SAFETY: `Pool::run` keeps the closure alive until `unfinished` is zero.
-            let job = unsafe { &*job };
+        while self.wait(i, seen) {
+            let mut gate = self.gate.0.load(Ordering::Relaxed);
+            while gate & OPEN != 0 {
+                let entered =
+                    self.gate.0.compare_exchange_weak(gate, gate + 1, Ordering::Acquire, Ordering::Relaxed);
+                match entered {
+                    Ok(_) => break,
+                    Err(other) => gate = other,
+                }
+            }
+            seen = gate >> 32;
+            if gate & OPEN == 0 {
+                // The job is over: the others have done it.
+                continue;
+            }
+            // SAFETY: this worker is inside, see `Sync`; and `Pool::for_each` keeps the closure alive until it is
+            // not.
+            let job = unsafe { &*(*self.job.get()).expect("an open gate has a job behind it") };
             if let Err(panic) = catch_unwind(AssertUnwindSafe(|| job(i + 1))) {
                 self.panic.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(panic);
             }
-            self.unfinished.0.fetch_sub(1, Ordering::Release);
+            self.gate.0.fetch_sub(1, Ordering::Release);
         }
     }
 
-    /// Returns when more than `seen` jobs have begun.
-    fn wait(&self, i: usize, seen: usize) {
-        let ready = |order| self.jobs.0.load(order) != seen;
+    /// Returns when there is another job than the one seen, or false when there will be none.
+    fn wait(&self, i: usize, seen: u64) -> bool {
+        let ready = |order| self.gate.0.load(order) >> 32 != seen || self.ended.load(order);
         let mut began = None;
         loop {
             for _ in 0..64 {
                 if ready(Ordering::Acquire) {
-                    return;
+                    return !self.ended.load(Ordering::Acquire);
                 }
                 std::hint::spin_loop();
             }
-            if began.get_or_insert_with(Instant::now).elapsed() > SPIN {
+            let waited = began.get_or_insert_with(Instant::now).elapsed();
+            if waited > SPIN {
                 break;
+            }
+            if waited > PATIENCE {
+                // Whoever else wants this core may have it.
+                thread::yield_now();
             }
         }
         self.asleep[i].0.store(true, Ordering::SeqCst);
@@ -264,6 +286,7 @@ impl Shared {
             thread::park();
         }
         self.asleep[i].0.store(false, Ordering::Relaxed);
+        !self.ended.load(Ordering::Acquire)
     }
 }
 
@@ -329,6 +352,7 @@ pub fn physical_cores() -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::HashSet;
 
     #[track_caller]
     fn message_of(f: impl FnOnce()) -> String {
@@ -338,21 +362,6 @@ mod tests {
             .map(ToString::to_string)
             .or(panic.downcast_ref().cloned())
             .unwrap_or_default()
-    }
-
-    #[test]
-    fn every_worker_runs_once() {
-        for threads in [0, 1, 2, 3, 8] {
-            let pool = Pool::new(threads);
-            assert_eq!(pool.threads(), threads.max(1));
-            for _ in 0..200 {
-                let calls: Vec<_> = (0..pool.threads()).map(|_| AtomicUsize::new(0)).collect();
-                pool.run(|i| {
-                    calls[i].fetch_add(1, Ordering::Relaxed);
-                });
-                assert!(calls.iter().all(|calls| calls.load(Ordering::Relaxed) == 1));
-            }
-        }
     }
 
     #[test]
@@ -405,15 +414,15 @@ mod tests {
     fn panics_reach_the_caller_and_the_pool_goes_on() {
         for threads in [1, 4] {
             let pool = Pool::new(threads);
-            for culprit in 0..threads {
+            for culprit in 0..8 {
                 let message = message_of(|| {
-                    pool.run(|i| {
+                    pool.for_each(8, |i| {
                         if i == culprit {
-                            panic!("worker {i} fails")
+                            panic!("piece {i} fails")
                         }
                     });
                 });
-                assert_eq!(message, format!("worker {culprit} fails"));
+                assert_eq!(message, format!("piece {culprit} fails"));
                 let total = AtomicUsize::new(0);
                 pool.for_each(10, |i| _ = total.fetch_add(i, Ordering::Relaxed));
                 assert_eq!(total.into_inner(), 45);
@@ -423,18 +432,10 @@ mod tests {
 
     #[test]
     fn nested_use_is_refused() {
-        for threads in [1, 2] {
-            let pool = Pool::new(threads);
-            let message = message_of(|| {
-                pool.run(|i| {
-                    if i == 0 {
-                        pool.run(|_| ())
-                    }
-                })
-            });
-            assert!(message.contains("starts another"), "{message}");
-            pool.run(|_| ());
-        }
+        let pool = Pool::new(2);
+        let message = message_of(|| pool.for_each(4, |_| pool.for_each(4, |_| ())));
+        assert!(message.contains("starts another"), "{message}");
+        pool.for_each(4, |_| ());
     }
 
     #[test]
@@ -442,8 +443,9 @@ mod tests {
         let (pool, total) = (Pool::new(2), AtomicUsize::new(0));
         thread::scope(|scope| {
             for _ in 0..4 {
-                scope
-                    .spawn(|| (0..500).for_each(|_| pool.run(|_| _ = total.fetch_add(1, Ordering::Relaxed))));
+                scope.spawn(|| {
+                    (0..500).for_each(|_| pool.for_each(2, |_| _ = total.fetch_add(1, Ordering::Relaxed)))
+                });
             }
         });
         assert_eq!(total.into_inner(), 4 * 500 * 2);
@@ -452,11 +454,17 @@ mod tests {
     #[test]
     fn sleeping_workers_wake() {
         let pool = Pool::new(3);
-        for _ in 0..20 {
+        for _ in 0..3 {
             thread::sleep(4 * SPIN);
-            let calls = AtomicUsize::new(0);
-            pool.run(|_| _ = calls.fetch_add(1, Ordering::Relaxed));
-            assert_eq!(calls.into_inner(), 3);
+            // Sooner or later all three take part, if the system lets them.
+            let (seen, start) = (Mutex::new(HashSet::new()), Instant::now());
+            while seen.lock().unwrap().len() < 3 && start.elapsed() < Duration::from_secs(20) {
+                pool.for_each(30, |_| {
+                    seen.lock().unwrap().insert(thread::current().id());
+                    thread::sleep(Duration::from_micros(100));
+                });
+            }
+            assert_eq!(seen.into_inner().unwrap().len(), 3);
         }
         // All asleep when dropped.
         thread::sleep(4 * SPIN);
@@ -469,7 +477,7 @@ mod tests {
         let mut best = Duration::MAX;
         for _ in 0..10_000 {
             let start = Instant::now();
-            pool.run(|_| _ = calls.fetch_add(1, Ordering::Relaxed));
+            pool.for_each(2, |_| _ = calls.fetch_add(1, Ordering::Relaxed));
             best = best.min(start.elapsed());
         }
         assert_eq!(calls.into_inner(), 20_000);
