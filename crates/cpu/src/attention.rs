@@ -8,12 +8,12 @@
 
 use crate::elementwise;
 use crate::pool::Pool;
-use half::f16;
 use std::cell::RefCell;
 use std::ops::Range;
 use torque_backend::host::{Store, Tensor};
 use torque_backend::{Attention, Segment};
 use torque_kv::{LayerPlan, Side, Span};
+use torque_quant::attend::whole::{Codes, Split, Weights};
 use torque_quant::gemm::Matrix;
 use torque_quant::{FloatKernels, FormatOps, rotate};
 use torque_simd::{Isa, Level, dispatch};
@@ -56,6 +56,9 @@ pub struct Partials {
 struct Scratch {
     q: Vec<f32>,
     scores: Vec<f32>,
+    codes: Codes,
+    split: Split,
+    weights: Weights,
     tile: Vec<f32>,
     mean: Vec<f32>,
     value: Vec<f32>,
@@ -301,20 +304,26 @@ impl Op<'_> {
         }
         let queries = positions.len() * group;
         let in_registers = queries <= REGISTER_QUERIES;
-        let Scratch { q, scores, tile, mean, .. } = scratch;
+        let Scratch { q, scores, codes, split, weights, tile, mean, .. } = scratch;
         scores.resize(queries * piece.tokens, 0.0);
 
         let (format, k_mean, blocks) = piece.sides[0];
         let kernels = (format.kernels)(level);
-        read_mean(k_mean, mean);
-        if in_registers {
-            (kernels.scores)(blocks, piece.tokens, k_dim, q, scores);
+        read_mean(level, k_mean, mean);
+        let mut decoded = false;
+        let whole = (kernels.unpack[0])(blocks, piece.tokens, k_dim, codes);
+        if whole || in_registers {
+            match whole {
+                true => (self.float.scores)(codes, q, split, scores),
+                false => (kernels.scores)(blocks, piece.tokens, k_dim, q, scores),
+            }
             if !mean.is_empty() {
                 elementwise::add_dots(level, q, mean, piece.tokens, scores);
             }
         } else {
             tile.resize(piece.tokens * k_dim, 0.0);
             (kernels.decode_tile)(blocks, piece.tokens, k_dim, tile);
+            decoded = self.plan.shape.values_in_keys;
             add_mean(level, mean, tile);
             let matrix = |values, rows| Matrix { values, stride: k_dim, rows };
             (self.float.product)(matrix(q, queries), matrix(tile, piece.tokens), k_dim, scores);
@@ -349,9 +358,13 @@ impl Op<'_> {
 
         let (format, v_mean, blocks) = piece.sides[1];
         let kernels = (format.kernels)(level);
-        read_mean(v_mean, mean);
-        if in_registers {
-            (kernels.accumulate)(blocks, piece.tokens, v_width, scores, out);
+        read_mean(level, v_mean, mean);
+        let whole = (kernels.unpack[1])(blocks, piece.tokens, v_width, codes);
+        if whole || in_registers {
+            match whole {
+                true => (self.float.accumulate)(codes, scores, weights, out),
+                false => (kernels.accumulate)(blocks, piece.tokens, v_width, scores, out),
+            }
             if !mean.is_empty() {
                 for (weights, out) in scores.chunks_exact(piece.tokens).zip(out.chunks_exact_mut(v_width)) {
                     elementwise::add_scaled(level, weights.iter().sum(), mean, out);
@@ -359,7 +372,7 @@ impl Op<'_> {
             }
         } else {
             // Values that lie in the keys are in the tile already.
-            if !self.plan.shape.values_in_keys {
+            if !decoded {
                 tile.resize(piece.tokens * v_width, 0.0);
                 (kernels.decode_tile)(blocks, piece.tokens, v_width, tile);
                 add_mean(level, mean, tile);
@@ -369,9 +382,15 @@ impl Op<'_> {
     }
 }
 
-fn read_mean(bytes: &[u8], mean: &mut Vec<f32>) {
-    mean.clear();
-    mean.extend(bytes.as_chunks::<2>().0.iter().map(|b| f16::from_le_bytes(*b).to_f32()));
+/// The mean of a page, a multiple of sixteen numbers, or none.
+fn read_mean(level: Level, bytes: &[u8], mean: &mut Vec<f32>) {
+    mean.resize(bytes.len() / 2, 0.0);
+    dispatch!(level, |isa| isa.run(
+        #[inline(always)]
+        || for (x, out) in bytes.as_chunks().0.iter().zip(mean.as_chunks_mut().0) {
+            isa.store(isa.load_f16(x), out);
+        }
+    ));
 }
 
 fn add_mean(level: Level, mean: &[f32], tile: &mut [f32]) {

@@ -68,9 +68,13 @@ fn document(cells: &[Cell]) -> String {
          Error of attention outputs (root mean square, relative) against exact arithmetic on unquantised K and V, the \
          largest over head sizes {}. Synthetic keys with a large constant part, every token sealed, none kept exact, pages \
          of 16. All {} cells run in the tests of every change, as prefill and decode, causal and windowed, with soft cap and \
-         with learned sinks, each within {TOLERANCE:.0e} of the scalar reference on the same pages.\n",
+         with learned sinks, each within {TOLERANCE:.0e} of the scalar reference on the same pages; {:.0e} more for a format \
+         whose codes are multiplied as whole numbers, {:.0e} more for one whose levels are then rounded to bytes (turbo2, \
+         turbo3, turbo4).\n",
         HEAD_SIZES.map(|d| d.to_string()).join(", "),
         cells.len(),
+        suite::attention_tolerance(0.0, ["f32", "q8_0"]),
+        suite::attention_tolerance(0.0, ["f32", "turbo3"]),
     )
     .unwrap();
     pairs_table(&mut text, cells);

@@ -8,6 +8,8 @@
 //! A part is `tokens * head_dim` values one after the other in ordinary blocks, which may straddle two
 //! tokens, or for [`Rotation::Head`] formats in blocks of one rotation group. `head_dim` is a multiple of 16.
 
+pub mod whole;
+
 use crate::dot::{decoded, vectors};
 use crate::gemm::{Matrix, outer_products};
 use crate::{Format, Rotation, rotate};
@@ -57,6 +59,15 @@ impl<'a> Part<'a> {
     #[inline(always)]
     fn block_bytes<F: Format, const B: usize>(&self) -> usize {
         if const { B * LANES == F::BLOCK } { F::BYTES } else { self.block_bytes }
+    }
+
+    /// Asks for sixteen tokens, from the t-th on, which need not be there.
+    #[inline(always)]
+    fn prefetch(&self, isa: impl Isa, t: usize) {
+        let token = self.bytes.len() / self.tokens;
+        for line in 0..(LANES * token).div_ceil(64) {
+            isa.prefetch(self.bytes, t * token + 64 * line);
+        }
     }
 
     /// The block of a chunk, and the place of the chunk in it.
@@ -161,6 +172,9 @@ fn scores_of<F: Format, I: Isa, const Q: usize, const B: usize>(
         }
         for t in (0..part.tokens).step_by(LANES) {
             let count = LANES.min(part.tokens - t);
+            if d == 0 {
+                part.prefetch(isa, t + LANES);
+            }
             for i in 0..count {
                 let products = token_products::<F, I, Q, B>(isa, part, t + i, d, &packed[..depth]);
                 for query in 0..Q {
@@ -282,6 +296,9 @@ fn accumulate_chunks<F: Format, I: Isa, const D: usize, const Q: usize, const B:
     let mut sums = [[isa.splat(0.0); D]; Q];
     let block_bytes = part.block_bytes::<F, B>();
     for t in 0..part.tokens {
+        if d == 0 && t.is_multiple_of(LANES) {
+            part.prefetch(isa, t + LANES);
+        }
         let first = t * part.width + d;
         let mut values = [isa.splat(0.0); D];
         if const { B == 0 } {

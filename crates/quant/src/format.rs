@@ -49,8 +49,13 @@ pub trait Format: Send + Sync + 'static {
     const OFFSET: u8 = 0;
     /// Whether codes are signed bytes, too wide for an offset. They carry [`Isa::BIAS`] instead.
     const WIDE: bool = false;
-    /// Values that [`Format::row_codes`] hands out at once.
+    /// Values that [`Format::row_codes`] hands out at once: of a head-sized format, the block.
     const PART: usize = 32;
+    /// Whether byte b of vector k of [`Format::row_codes`], of four vectors, is value `4 b + k` of sixteen and not
+    /// value `4 k + b`.
+    const STRIDED: bool = false;
+    /// How far codes of [`Format::row_codes`] may be off, relative to the largest: levels rounded to bytes are.
+    const CODE_ERROR: f32 = 0.0;
     /// What the decoded values mean.
     const ROTATION: Rotation = Rotation::None;
     /// May hold weights.
@@ -77,13 +82,14 @@ pub trait Format: Send + Sync + 'static {
         unreachable!("{} is read a row a lane", Self::NAME)
     }
     /// Calls `put(g, scales, shifts)` for every group g of sixteen blocks: [`Format::affine`] to the bit, a row a
-    /// lane. For weights in whole numbers; shifts mean nothing unless [`Format::SHIFTED`].
+    /// lane. For all formats but floats and rotated weights; shifts mean nothing unless [`Format::SHIFTED`].
     #[inline(always)]
     fn row_affines<I: Isa>(isa: I, blocks: Blocks<'_>, put: impl FnMut(usize, I::F, I::F)) {
         let _ = (isa, blocks, put);
         unreachable!("{} is not read a row a lane", Self::NAME)
     }
-    /// Calls `put(g, codes)` for every group g of values `part * PART ..` of sixteen blocks, first to last. Vector j
+    /// Calls `put(g, codes)` for every group g, or 32 values of one, of values `part * PART ..` of sixteen blocks,
+    /// first to last. Vector j
     /// of the codes has values `4 j .. 4 j + 4` of the group, as bytes, a row a lane, plus [`Format::OFFSET`] or
     /// [`Isa::BIAS`].
     #[inline(always)]
@@ -98,12 +104,18 @@ pub trait Format: Send + Sync + 'static {
 pub struct Blocks<'a> {
     bytes: &'a [u8],
     row_bytes: usize,
+    block_bytes: usize,
 }
 
 impl<'a> Blocks<'a> {
-    /// The block that begins with `bytes`, and those every `row_bytes` behind it.
-    pub fn new(bytes: &'a [u8], row_bytes: usize) -> Blocks<'a> {
-        Blocks { bytes, row_bytes }
+    /// The block of `block_bytes` that `bytes` begin with, and those every `row_bytes` behind it.
+    pub fn new(bytes: &'a [u8], row_bytes: usize, block_bytes: usize) -> Blocks<'a> {
+        Blocks { bytes, row_bytes, block_bytes }
+    }
+
+    /// Bytes of a block.
+    pub fn block_bytes(self) -> usize {
+        self.block_bytes
     }
 
     /// Bytes `offset .. offset + 16` of every block: word j of row r in lane r of vector j.
@@ -134,6 +146,8 @@ pub struct FormatOps {
     pub whole: bool,
     /// [`Format::ROTATION`].
     pub rotation: Rotation,
+    /// [`Format::CODE_ERROR`].
+    pub code_error: f32,
     /// [`Format::WEIGHTS`].
     pub weights: bool,
     /// [`Format::KV`].
@@ -198,6 +212,7 @@ impl FormatOps {
             shifted: F::SHIFTED,
             whole: F::WHOLE,
             rotation: F::ROTATION,
+            code_error: F::CODE_ERROR,
             weights: F::WEIGHTS,
             kv: F::KV,
             encode: F::encode,

@@ -154,7 +154,7 @@ impl<'a> Rows<'a> {
     /// The blocks at column k of sixteen rows.
     #[inline(always)]
     fn blocks<F: Format>(self, first: usize, k: usize) -> Blocks<'a> {
-        Blocks::new(&self.bytes[first * self.row_bytes + k / F::BLOCK * F::BYTES..], self.row_bytes)
+        Blocks::new(&self.bytes[first * self.row_bytes + k / F::BLOCK * F::BYTES..], self.row_bytes, F::BYTES)
     }
 
     /// Asks for a share of the next sixteen rows: as many bytes, one after the other, as a part of the blocks at

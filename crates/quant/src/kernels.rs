@@ -1,5 +1,6 @@
 //! The kernels of a format, chosen for an instruction set at run time.
 
+use crate::attend::whole::{self, Codes, Split, Weights};
 use crate::gemm::Matrix;
 use crate::int8::{self, Rounded};
 use crate::{Format, attend, dot, gemm};
@@ -24,6 +25,8 @@ pub struct Kernels {
     pub accumulate: fn(&[u8], usize, usize, &[f32], &mut [f32]),
     /// [`attend::decode_tile`]: `(part, tokens, head_dim, out)`.
     pub decode_tile: fn(&[u8], usize, usize, &mut [f32]),
+    /// [`whole::unpack`] of keys and of values: `(part, tokens, head_dim, out)`.
+    pub unpack: [fn(&[u8], usize, usize, &mut Codes) -> bool; 2],
 }
 
 impl Kernels {
@@ -89,6 +92,20 @@ impl Kernels {
                     |_, _, _, _| panic!("{} holds no K and V", F::NAME)
                 }
             },
+            unpack: const {
+                if F::KV {
+                    [
+                        |part, tokens, head_dim, out| {
+                            whole::unpack::<F, I, false>(isa(), part, tokens, head_dim, out)
+                        },
+                        |part, tokens, head_dim, out| {
+                            whole::unpack::<F, I, true>(isa(), part, tokens, head_dim, out)
+                        },
+                    ]
+                } else {
+                    [|_, _, _, _| panic!("{} holds no K and V", F::NAME); 2]
+                }
+            },
         }
     }
 }
@@ -99,13 +116,17 @@ fn isa<I: Isa>() -> I {
     I::new().expect("kernels are chosen for a level that the processor has")
 }
 
-/// Products of floats, which no format takes part in.
+/// Products that no format takes part in.
 #[derive(Clone, Copy, Debug)]
 pub struct FloatKernels {
     /// [`gemm::product`]: `(x, w, columns, out)`.
     pub product: fn(Matrix<'_>, Matrix<'_>, usize, &mut [f32]),
     /// [`attend::accumulate_tile`]: `(v, tokens, head_dim, weights, out)`.
     pub accumulate_tile: fn(&[f32], usize, usize, &[f32], &mut [f32]),
+    /// [`whole::scores`]: `(keys, q, split, out)`.
+    pub scores: fn(&Codes, &[f32], &mut Split, &mut [f32]),
+    /// [`whole::accumulate`]: `(values, weights, room, out)`.
+    pub accumulate: fn(&Codes, &[f32], &mut Weights, &mut [f32]),
     /// [`crate::math::softmax_step`]: `(scores, max, sum) -> factor`.
     pub softmax_step: fn(&mut [f32], &mut f32, &mut f32) -> f32,
 }
@@ -125,6 +146,10 @@ impl FloatKernels {
             product: |x, w, columns, out| gemm::product::<I>(isa(), x, w, columns, out),
             accumulate_tile: |v, tokens, head_dim, weights, out| {
                 attend::accumulate_tile::<I>(isa(), v, tokens, head_dim, weights, out)
+            },
+            scores: |keys, q, split, out| whole::scores::<I>(isa(), keys, q, split, out),
+            accumulate: |values, weights, room, out| {
+                whole::accumulate::<I>(isa(), values, weights, room, out)
             },
             softmax_step: |scores, max, sum| crate::math::softmax_step::<I>(isa(), scores, max, sum),
         }

@@ -86,6 +86,33 @@ impl Isa for Avx2 {
             }
             out
         };
+        transpose_bytes(v: N) -> N = {
+            let order = _mm256_broadcastsi128_si256(byte_transposition());
+            [_mm256_shuffle_epi8(v[0], order), _mm256_shuffle_epi8(v[1], order)]
+        };
+        spread_words(x: &[u8; 16]) -> N = {
+            let x = _mm256_castsi128_si256(_mm_loadu_si128(x.as_ptr().cast()));
+            [
+                _mm256_permutevar8x32_epi32(x, _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1)),
+                _mm256_permutevar8x32_epi32(x, _mm256_setr_epi32(2, 2, 2, 2, 3, 3, 3, 3)),
+            ]
+        };
+        add_quarters(v: [N; 4]) -> N = {
+            macro_rules! two {
+                ($a:expr, $b:expr) => {{
+                    let (a, b) = (_mm256_add_epi32($a[0], $a[1]), _mm256_add_epi32($b[0], $b[1]));
+                    let low = _mm256_permute2x128_si256::<0x20>(a, b);
+                    _mm256_add_epi32(low, _mm256_permute2x128_si256::<0x31>(a, b))
+                }};
+            }
+            [two!(v[0], v[1]), two!(v[2], v[3])]
+        };
+        transpose_lanes(v: F) -> F = {
+            // Rows 0 and 1 in one register, 2 and 3 in the other: columns 0 and 2, and 1 and 3.
+            let (a, b) = (_mm256_unpacklo_ps(v[0], v[1]), _mm256_unpackhi_ps(v[0], v[1]));
+            let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+            [_mm256_permutevar8x32_ps(a, order), _mm256_permutevar8x32_ps(b, order)]
+        };
         low_f16(v: N) -> F = {
             let low = |v| _mm256_and_si256(v, _mm256_set1_epi32(0xffff));
             let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packus_epi32(low(v[0]), low(v[1])));
@@ -209,6 +236,7 @@ impl Isa for Avx2 {
             _mm256_srl_epi32(v[1], _mm_cvtsi32_si128(bits as i32)),
         ];
         splat_n(x: i32) -> N = [_mm256_set1_epi32(x); 2];
+        sub_n(a: N, b: N) -> N = [_mm256_sub_epi32(a[0], b[0]), _mm256_sub_epi32(a[1], b[1])];
         add_n(a: N, b: N) -> N = [_mm256_add_epi32(a[0], b[0]), _mm256_add_epi32(a[1], b[1])];
         and(a: N, b: N) -> N = [_mm256_and_si256(a[0], b[0]), _mm256_and_si256(a[1], b[1])];
         or(a: N, b: N) -> N = [_mm256_or_si256(a[0], b[0]), _mm256_or_si256(a[1], b[1])];
@@ -288,6 +316,13 @@ impl Isa for Avx2 {
         // SAFETY: a prefetch of any address is allowed.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(bytes.as_ptr().wrapping_add(offset).cast()) }
     }
+}
+
+/// Byte `4 i + j` comes from byte `4 j + i`.
+#[inline(always)]
+pub(crate) unsafe fn byte_transposition() -> __m128i {
+    // SAFETY: the caller holds the value of an instruction set that has AVX.
+    unsafe { _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15) }
 }
 
 /// `sum[i] + Σ_j u[4i + j]·s[4i + j]`, u at most 128 and |s| at most 127: a sum of two products fits 16 bits.

@@ -1,5 +1,6 @@
 //! AVX-512: a vector is one register.
 
+use crate::avx2::byte_transposition;
 use crate::{Isa, low_bits_table};
 use std::arch::asm;
 use std::arch::x86_64::*;
@@ -80,6 +81,28 @@ impl Isa for Avx512 {
                 _mm512_unpackhi_epi64(b, d),
             ]
         };
+        transpose_bytes(v: __m512i) -> __m512i = _mm512_shuffle_epi8(v, _mm512_broadcast_i32x4(byte_transposition()));
+        spread_words(x: &[u8; 16]) -> __m512i = _mm512_permutexvar_epi32(
+            _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3),
+            _mm512_castsi128_si512(_mm_loadu_si128(x.as_ptr().cast())),
+        );
+        add_quarters(v: [__m512i; 4]) -> __m512i = {
+            // Quarters 0 + 1 and 2 + 3 of two vectors, then those sums.
+            macro_rules! fold {
+                ($a:expr, $b:expr) => {
+                    _mm512_add_epi32(
+                        _mm512_shuffle_i32x4::<0b10_00_10_00>($a, $b),
+                        _mm512_shuffle_i32x4::<0b11_01_11_01>($a, $b),
+                    )
+                };
+            }
+            let (a, b) = (fold!(v[0], v[1]), fold!(v[2], v[3]));
+            fold!(a, b)
+        };
+        transpose_lanes(v: __m512) -> __m512 = _mm512_permutexvar_ps(
+            _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15),
+            v,
+        );
         low_f16(v: __m512i) -> __m512 = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(v));
         lookup_bytes(table: &[u8; 16], index: __m512i) -> __m512i =
             _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr().cast())), index);
@@ -159,6 +182,7 @@ impl Isa for Avx512 {
         );
         shr_by(v: __m512i, bits: u32) -> __m512i = _mm512_srl_epi32(v, _mm_cvtsi32_si128(bits as i32));
         splat_n(x: i32) -> __m512i = _mm512_set1_epi32(x);
+        sub_n(a: __m512i, b: __m512i) -> __m512i = _mm512_sub_epi32(a, b);
         add_n(a: __m512i, b: __m512i) -> __m512i = _mm512_add_epi32(a, b);
         and(a: __m512i, b: __m512i) -> __m512i = _mm512_and_si512(a, b);
         or(a: __m512i, b: __m512i) -> __m512i = _mm512_or_si512(a, b);

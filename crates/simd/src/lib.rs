@@ -125,6 +125,8 @@ pub trait Isa: Copy + Send + Sync + 'static {
     fn splat_n(self, x: i32) -> Self::N;
     /// `a + b`, wrapping.
     fn add_n(self, a: Self::N, b: Self::N) -> Self::N;
+    /// `a - b`, wrapping.
+    fn sub_n(self, a: Self::N, b: Self::N) -> Self::N;
     /// Bitwise and.
     fn and(self, a: Self::N, b: Self::N) -> Self::N;
     /// Bitwise or.
@@ -165,6 +167,14 @@ pub trait Isa: Copy + Send + Sync + 'static {
     ///
     /// If the last row ends before that.
     fn load_rows(self, x: &[u8], stride: usize, offset: usize) -> [Self::N; 4];
+    /// Four by four bytes of each quarter (four lanes) transposed: byte b of lane l becomes byte l of lane b.
+    fn transpose_bytes(self, v: Self::N) -> Self::N;
+    /// All lanes of quarter i are the bytes `x[4 i ..]`.
+    fn spread_words(self, x: &[u8; 16]) -> Self::N;
+    /// Lane `4 j + k` is the sum of the lanes k of vector j's quarters, wrapping.
+    fn add_quarters(self, v: [Self::N; 4]) -> Self::N;
+    /// Four by four lanes transposed: lane `4 j + k` becomes lane `4 k + j`.
+    fn transpose_lanes(self, v: Self::F) -> Self::F;
     /// The low sixteen bits of each lane as IEEE half-precision numbers.
     fn low_f16(self, v: Self::N) -> Self::F;
     /// Byte i is `table[index[i]]`. Every byte of the index is below sixteen.

@@ -153,6 +153,28 @@ impl Isa for Neon {
             }
             out
         };
+        transpose_bytes(v: N) -> N = {
+            let order = vld1q_u8([0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15].as_ptr());
+            each!(i => vreinterpretq_u32_u8(vqtbl1q_u8(vreinterpretq_u8_u32(v[i]), order)))
+        };
+        spread_words(x: &[u8; 16]) -> N = {
+            let x = vreinterpretq_u32_u8(vld1q_u8(x.as_ptr()));
+            [vdupq_laneq_u32::<0>(x), vdupq_laneq_u32::<1>(x), vdupq_laneq_u32::<2>(x), vdupq_laneq_u32::<3>(x)]
+        };
+        add_quarters(v: [N; 4]) -> N =
+            each!(j => vaddq_u32(vaddq_u32(v[j][0], v[j][1]), vaddq_u32(v[j][2], v[j][3])));
+        transpose_lanes(v: F) -> F = {
+            let (a, b) = (vtrn1q_f32(v[0], v[1]), vtrn2q_f32(v[0], v[1]));
+            let (c, d) = (vtrn1q_f32(v[2], v[3]), vtrn2q_f32(v[2], v[3]));
+            let (a, b) = (vreinterpretq_f64_f32(a), vreinterpretq_f64_f32(b));
+            let (c, d) = (vreinterpretq_f64_f32(c), vreinterpretq_f64_f32(d));
+            [
+                vreinterpretq_f32_f64(vtrn1q_f64(a, c)),
+                vreinterpretq_f32_f64(vtrn1q_f64(b, d)),
+                vreinterpretq_f32_f64(vtrn2q_f64(a, c)),
+                vreinterpretq_f32_f64(vtrn2q_f64(b, d)),
+            ]
+        };
         low_f16(v: N) -> F = each!(i => widened(vmovn_u32(v[i])));
         lookup_bytes(table: &[u8; 16], index: N) -> N = {
             let table = vld1q_u8(table.as_ptr());
@@ -193,6 +215,7 @@ impl Isa for Neon {
         });
         shr_by(v: N, bits: u32) -> N = each!(i => vshlq_u32(v[i], vdupq_n_s32(-(bits as i32))));
         splat_n(x: i32) -> N = [vdupq_n_u32(x as u32); 4];
+        sub_n(a: N, b: N) -> N = each!(i => vsubq_u32(a[i], b[i]));
         add_n(a: N, b: N) -> N = each!(i => vaddq_u32(a[i], b[i]));
         and(a: N, b: N) -> N = each!(i => vandq_u32(a[i], b[i]));
         or(a: N, b: N) -> N = each!(i => vorrq_u32(a[i], b[i]));

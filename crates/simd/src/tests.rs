@@ -113,6 +113,7 @@ fn agrees_with_scalar<I: Isa>(isa: I) {
         let (vm, vn) = (integers(isa, m), integers(isa, n));
         check("splat_n", lanes(isa, isa.splat_n(m[0])), bits([m[0]; 16]));
         check("add_n", lanes(isa, isa.add_n(vm, vn)), bits(Scalar.add_n(m, n)));
+        check("sub_n", lanes(isa, isa.sub_n(vm, vn)), bits(Scalar.sub_n(m, n)));
         check("and", lanes(isa, isa.and(vm, vn)), bits(Scalar.and(m, n)));
         check("or", lanes(isa, isa.or(vm, vn)), bits(Scalar.or(m, n)));
         check("xor", lanes(isa, isa.xor(vm, vn)), bits(Scalar.xor(m, n)));
@@ -146,6 +147,13 @@ fn agrees_with_scalar<I: Isa>(isa: I) {
         for j in 0..4 {
             check("load_rows", lanes(isa, words[j]), bits(Scalar.load_rows(&rows, 18, 1)[j]));
         }
+        check("transpose_bytes", lanes(isa, isa.transpose_bytes(vm)), bits(Scalar.transpose_bytes(m)));
+        check("spread_words", lanes(isa, isa.spread_words(&byte)), bits(Scalar.spread_words(&byte)));
+        let four: [[i32; 16]; 4] = std::array::from_fn(|_| random.integers());
+        let vectors =
+            [integers(isa, four[0]), integers(isa, four[1]), integers(isa, four[2]), integers(isa, four[3])];
+        check("add_quarters", lanes(isa, isa.add_quarters(vectors)), bits(Scalar.add_quarters(four)));
+        check("transpose_lanes", unload(isa.transpose_lanes(va)), Scalar.transpose_lanes(a));
         check("low_f16", unload(isa.low_f16(vm)), Scalar.low_f16(m));
         let index = m.map(|m| m & 0x0f0f_0f0f);
         check("lookup_bytes", lanes(isa, isa.lookup_bytes(&byte, integers(isa, index))), {

@@ -127,7 +127,7 @@ fn check_rows<F: Format>() {
             isa.store(v, &mut lanes);
             lanes
         };
-        let blocks = Blocks::new(bytes, F::BYTES);
+        let blocks = Blocks::new(bytes, F::BYTES, F::BYTES);
         let block = |r: usize| &bytes[r * F::BYTES..][..F::BYTES];
         let groups = F::BLOCK / F::GROUP;
         let mut seen = vec![false; 2 * groups];

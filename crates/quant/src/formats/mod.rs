@@ -71,6 +71,12 @@ fn nibbles<I: Isa>(isa: I, w: [I::N; 4]) -> [I::N; 8] {
     codes
 }
 
+/// Signed bytes plus [`Isa::BIAS`].
+#[inline(always)]
+fn biased<I: Isa>(isa: I, v: I::N) -> I::N {
+    if I::BIAS == 0 { v } else { isa.xor(v, isa.splat_n(0x8080_8080u32 as i32)) }
+}
+
 /// Byte k of each lane, shifted right by `shift` bits and cut to `mask`.
 #[inline(always)]
 fn byte_of<I: Isa>(isa: I, w: I::N, k: usize, shift: usize, mask: i32) -> I::N {

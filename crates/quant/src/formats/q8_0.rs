@@ -5,7 +5,7 @@
 //! 2..34 q[32] i8       value i = d · q[i]
 //! ```
 
-use super::{bytes16, f16_at, inverse, read_f16, write_f16};
+use super::{biased, bytes16, f16_at, inverse, read_f16, write_f16};
 use crate::format::{Blocks, Format};
 use torque_simd::Isa;
 
@@ -64,10 +64,4 @@ impl Format for Q8_0 {
         }
         put(0, &codes);
     }
-}
-
-/// Signed bytes plus [`Isa::BIAS`].
-#[inline(always)]
-fn biased<I: Isa>(isa: I, v: I::N) -> I::N {
-    if I::BIAS == 0 { v } else { isa.xor(v, isa.splat_n(0x8080_8080u32 as i32)) }
 }

@@ -17,9 +17,9 @@
 //! The levels are those of N(0, 1/128) for every g; the factor √(128/g) is part of the scale.
 //! turbo2 and turbo3 agree byte for byte with their published form when g = 128.
 
-use super::{bytes16, f16_at, inverse, read_f16, write_f16};
+use super::{biased, bytes16, f16_at, inverse, nibbles, read_f16, write_f16};
 use crate::codebook::{Codebook, TURBO2, TURBO3, TURBO4};
-use crate::format::{Format, Rotation};
+use crate::format::{Blocks, Format, Rotation};
 use crate::rotate;
 use torque_simd::Isa;
 
@@ -87,10 +87,10 @@ fn round<const N: usize>(
     norm / f32::sqrt(squares)
 }
 
-/// Values of a block, from its bytes.
+/// Values of a block of so many bytes.
 #[inline(always)]
-fn values(block: &[u8], bits: usize) -> usize {
-    (block.len() - 2) * 8 / bits
+fn values(block_bytes: usize, bits: usize) -> usize {
+    (block_bytes - 2) * 8 / bits
 }
 
 fn put2(qs: &mut [u8], i: usize, code: u8) {
@@ -107,6 +107,68 @@ fn spread2<I: Isa>(isa: I, block: &[u8], i: usize) -> I::N {
     isa.spread2(u32::from_le_bytes(*block[2 + 4 * i..].first_chunk().expect("sixteen values")))
 }
 
+/// Levels of a codebook as whole numbers of a unit: those, up to 127, that come nearest to all of them.
+struct ByteLevels {
+    /// As signed bytes, over and over.
+    bytes: [i8; 16],
+    /// The largest level, in units.
+    top: f32,
+    /// The largest error of a level, relative to the largest level.
+    error: f32,
+}
+
+const fn byte_levels<const N: usize>(book: &Codebook<N>) -> ByteLevels {
+    let mut best = ByteLevels { bytes: [0; 16], top: 0.0, error: 1.0 };
+    // In sixteenths: half of the range, because finer units do better anyway.
+    let mut sixteenths = 64 * 16;
+    while sixteenths <= 127 * 16 {
+        let top = sixteenths as f32 / 16.0;
+        let mut found = ByteLevels { bytes: [0; 16], top, error: 0.0 };
+        let mut i = 0;
+        while i < 16 {
+            let level = book.levels[i % N] / book.levels[N - 1] * top;
+            let magnitude = (level.abs() + 0.5) as i8;
+            found.bytes[i] = if level < 0.0 { -magnitude } else { magnitude };
+            let error = (level - found.bytes[i] as f32).abs() / top;
+            if error > found.error {
+                found.error = error;
+            }
+            i += 1;
+        }
+        if found.error < best.error {
+            best = found;
+        }
+        sixteenths += 1;
+    }
+    best
+}
+
+/// [`byte_levels`] plus a bias.
+const fn level_bytes<const N: usize>(book: &Codebook<N>, bias: u8) -> [u8; 16] {
+    let levels = byte_levels(book).bytes;
+    let mut bytes = [0; 16];
+    let mut i = 0;
+    while i < 16 {
+        bytes[i] = (levels[i] as u8).wrapping_add(bias);
+        i += 1;
+    }
+    bytes
+}
+
+/// Scales of [`byte_levels`].
+#[inline(always)]
+fn row_scales<I: Isa, const N: usize>(isa: I, book: &Codebook<N>, top: f32, blocks: Blocks<'_>) -> I::F {
+    isa.mul(isa.low_f16(blocks.words(isa, 0)[0]), isa.splat(book.levels[N - 1] / top))
+}
+
+/// Words of two-bit fields: [`put2`] for sixteen values each, of groups of 64 or 128.
+#[inline(always)]
+fn row_pairs<I: Isa>(isa: I, blocks: Blocks<'_>, group: usize) -> [I::N; 8] {
+    let first = blocks.words(isa, 2);
+    let last = if group == 128 { blocks.words(isa, 18) } else { first };
+    [first[0], first[1], first[2], first[3], last[0], last[1], last[2], last[3]]
+}
+
 impl Format for Turbo2 {
     const NAME: &'static str = "turbo2";
     const WHOLE: bool = false;
@@ -117,6 +179,10 @@ impl Format for Turbo2 {
     const GROUP: usize = 128;
     const ROTATION: Rotation = Rotation::Head;
     const WEIGHTS: bool = false;
+    const WIDE: bool = true;
+    const PART: usize = 128;
+    const STRIDED: bool = true;
+    const CODE_ERROR: f32 = byte_levels(&TURBO2).error;
     const KV: bool = true;
 
     fn encode(x: &[f32], block: &mut [u8]) {
@@ -149,11 +215,32 @@ impl Format for Turbo2 {
         // The table repeats every four entries, so the neighbour's bits do no harm.
         isa.lookup8(isa.load(&LEVELS), spread2(isa, block, i))
     }
+
+    #[inline(always)]
+    fn row_affines<I: Isa>(isa: I, blocks: Blocks<'_>, mut put: impl FnMut(usize, I::F, I::F)) {
+        let top = const { byte_levels(&TURBO2).top };
+        put(0, row_scales(isa, &TURBO2, top, blocks), isa.splat(0.0));
+    }
+
+    #[inline(always)]
+    fn row_codes<I: Isa>(isa: I, blocks: Blocks<'_>, _: usize, mut put: impl FnMut(usize, &[I::N])) {
+        let group = values(blocks.block_bytes(), 2);
+        let low = row_pairs(isa, blocks, group);
+        for run in 0..group / 32 {
+            let mut codes = [low[0]; 8];
+            for j in 0..8 {
+                let pair = isa.shr_by(low[2 * run + j / 4], 2 * (j as u32 % 4));
+                let code = isa.and(pair, isa.splat_n(0x0303_0303));
+                codes[j] = isa.lookup_bytes(&const { level_bytes(&TURBO2, I::BIAS) }, code);
+            }
+            put(run, &codes);
+        }
+    }
 }
 
 impl Turbo3 {
     fn put(block: &mut [u8], i: usize, code: u8) {
-        let high = 2 + values(block, 3) / 4;
+        let high = 2 + values(block.len(), 3) / 4;
         put2(&mut block[2..], i, code);
         block[high + i / 8] |= (code >> 2) << (i % 8);
     }
@@ -169,6 +256,10 @@ impl Format for Turbo3 {
     const GROUP: usize = 128;
     const ROTATION: Rotation = Rotation::Head;
     const WEIGHTS: bool = false;
+    const WIDE: bool = true;
+    const PART: usize = 128;
+    const STRIDED: bool = true;
+    const CODE_ERROR: f32 = byte_levels(&TURBO3).error;
     const KV: bool = true;
 
     fn encode(x: &[f32], block: &mut [u8]) {
@@ -185,7 +276,7 @@ impl Format for Turbo3 {
 
     fn decode(block: &[u8], y: &mut [f32]) {
         let scale = read_f16(block, 0);
-        let high = &block[2 + values(block, 3) / 4..];
+        let high = &block[2 + values(block.len(), 3) / 4..];
         for (i, y) in y.iter_mut().enumerate() {
             let code = get2(&block[2..], i) | (high[i / 8] >> (i % 8) & 1) << 2;
             *y = TURBO3.levels[usize::from(code)] * scale;
@@ -200,9 +291,42 @@ impl Format for Turbo3 {
     #[inline(always)]
     fn codes<I: Isa>(isa: I, block: &[u8], i: usize) -> I::F {
         const LEVELS: [f32; 16] = TURBO3.lanes();
-        let at = 2 + values(block, 3) / 4 + 2 * i;
+        let at = 2 + values(block.len(), 3) / 4 + 2 * i;
         let high = u16::from_le_bytes([block[at], block[at + 1]]);
         isa.lookup8_split(isa.load(&LEVELS), spread2(isa, block, i), high)
+    }
+
+    #[inline(always)]
+    fn row_affines<I: Isa>(isa: I, blocks: Blocks<'_>, mut put: impl FnMut(usize, I::F, I::F)) {
+        let top = const { byte_levels(&TURBO3).top };
+        put(0, row_scales(isa, &TURBO3, top, blocks), isa.splat(0.0));
+    }
+
+    #[inline(always)]
+    fn row_codes<I: Isa>(isa: I, blocks: Blocks<'_>, _: usize, mut put: impl FnMut(usize, &[I::N])) {
+        let group = values(blocks.block_bytes(), 3);
+        let low = row_pairs(isa, blocks, group);
+        // The last bytes of the block: of groups of 64, half of them.
+        let high = blocks.words(isa, blocks.block_bytes() - 16);
+        for run in 0..group / 32 {
+            let bits = high[4 - group / 32 + run];
+            let mut codes = [bits; 8];
+            for half in 0..2 {
+                // Sixteen bits as four nibbles, one a byte, moved to where the third bit of a code is.
+                let word = isa.and(isa.shr_by(bits, 16 * half as u32), isa.splat_n(0xffff));
+                let two = isa.and(isa.or(word, isa.shl::<8>(word)), isa.splat_n(0x00ff_00ff));
+                let four = isa.and(isa.or(two, isa.shl::<4>(two)), isa.splat_n(0x0f0f_0f0f));
+                let four = isa.shl::<2>(four);
+                for k in 0..4 {
+                    let pair =
+                        isa.and(isa.shr_by(low[2 * run + half], 2 * k as u32), isa.splat_n(0x0303_0303));
+                    let third = isa.and(isa.shr_by(four, k as u32), isa.splat_n(0x0404_0404));
+                    let code = isa.or(pair, third);
+                    codes[4 * half + k] = isa.lookup_bytes(&const { level_bytes(&TURBO3, I::BIAS) }, code);
+                }
+            }
+            put(run, &codes);
+        }
     }
 }
 
@@ -222,6 +346,9 @@ impl Format for Turbo4 {
     const GROUP: usize = 128;
     const ROTATION: Rotation = Rotation::Head;
     const WEIGHTS: bool = false;
+    const WIDE: bool = true;
+    const PART: usize = 128;
+    const CODE_ERROR: f32 = byte_levels(&TURBO4).error;
     const KV: bool = true;
 
     fn encode(x: &[f32], block: &mut [u8]) {
@@ -258,6 +385,25 @@ impl Format for Turbo4 {
         bytes[8..].copy_from_slice(&(low >> 4).to_le_bytes());
         isa.lookup(isa.load(&LEVELS), isa.widen_u8(&bytes))
     }
+
+    #[inline(always)]
+    fn row_affines<I: Isa>(isa: I, blocks: Blocks<'_>, mut put: impl FnMut(usize, I::F, I::F)) {
+        let top = const { byte_levels(&TURBO4).top };
+        put(0, row_scales(isa, &TURBO4, top, blocks), isa.splat(0.0));
+    }
+
+    #[inline(always)]
+    fn row_codes<I: Isa>(isa: I, blocks: Blocks<'_>, _: usize, mut put: impl FnMut(usize, &[I::N])) {
+        for run in 0..values(blocks.block_bytes(), 4) / 32 {
+            // Eight bytes hold sixteen values: words 0 and 1, then their high nibbles.
+            let packed = nibbles(isa, blocks.words(isa, 2 + 16 * run));
+            let mut codes = packed;
+            for (j, from) in [0, 1, 4, 5, 2, 3, 6, 7].into_iter().enumerate() {
+                codes[j] = isa.lookup_bytes(&const { level_bytes(&TURBO4, I::BIAS) }, packed[from]);
+            }
+            put(run, &codes);
+        }
+    }
 }
 
 impl Format for Turbo8 {
@@ -269,6 +415,8 @@ impl Format for Turbo8 {
     const GROUP: usize = 128;
     const ROTATION: Rotation = Rotation::Head;
     const WEIGHTS: bool = false;
+    const WIDE: bool = true;
+    const PART: usize = 128;
     const KV: bool = true;
 
     fn encode(x: &[f32], block: &mut [u8]) {
@@ -300,5 +448,37 @@ impl Format for Turbo8 {
     #[inline(always)]
     fn codes<I: Isa>(isa: I, block: &[u8], i: usize) -> I::F {
         isa.to_f32(isa.widen_i8(bytes16(block, 2 + 16 * i)))
+    }
+
+    #[inline(always)]
+    fn row_affines<I: Isa>(isa: I, blocks: Blocks<'_>, mut put: impl FnMut(usize, I::F, I::F)) {
+        put(0, isa.low_f16(blocks.words(isa, 0)[0]), isa.splat(0.0));
+    }
+
+    #[inline(always)]
+    fn row_codes<I: Isa>(isa: I, blocks: Blocks<'_>, _: usize, mut put: impl FnMut(usize, &[I::N])) {
+        for run in 0..values(blocks.block_bytes(), 8) / 32 {
+            let (first, last) = (blocks.words(isa, 2 + 32 * run), blocks.words(isa, 18 + 32 * run));
+            let mut codes = [first[0]; 8];
+            for j in 0..4 {
+                (codes[j], codes[4 + j]) = (biased(isa, first[j]), biased(isa, last[j]));
+            }
+            put(run, &codes);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn levels_fit_bytes_well() {
+        let errors = [Turbo2::CODE_ERROR, Turbo3::CODE_ERROR, Turbo4::CODE_ERROR];
+        println!("{errors:?}");
+        assert!(
+            errors.into_iter().zip([4e-4, 1.2e-3, 2.4e-3]).all(|(error, bound)| error <= bound),
+            "{errors:?}"
+        );
     }
 }

@@ -1,6 +1,7 @@
 //! Every kernel of every format on every instruction set, against scalar decoding and sums in f64.
 
 use super::*;
+use crate::attend::whole::{Codes, Split, Weights};
 use crate::rotate::{self, Pcg64};
 use crate::{FORMATS, FormatOps, Rotation};
 
@@ -152,6 +153,67 @@ fn queries_attend_to_a_part() {
                     }
                 }
             }
+        }
+    }
+}
+
+/// As above in whole numbers, where a format, head and number of tokens have them.
+#[test]
+fn queries_attend_to_a_part_in_whole_numbers() {
+    for format in FORMATS.iter().filter(|f| f.kv) {
+        let mut unpacked = [false; 2];
+        for (head_dim, tokens) in [(64, 16), (128, 128), (256, 48), (192, 32), (80, 16), (576, 64), (128, 40)]
+        {
+            let (part, decoded) = encoded_part(format, 4, tokens, head_dim);
+            for queries in [1, 2, 3, 4, 5, 9, 40] {
+                // One large query and weight among small ones.
+                let (mut q, mut weights) = (noise(5, queries * head_dim), noise(6, queries * tokens));
+                (q[3], weights[2]) = (30.0, 30.0);
+                let mut first = None;
+                for level in Level::all_available() {
+                    let what = format!("{} {level:?} {tokens} × {head_dim}, {queries} queries", format.name);
+                    let (kernels, products) = ((format.kernels)(level), FloatKernels::of(level));
+                    let mut codes = Codes::default();
+                    let mut results = Vec::new();
+                    if (kernels.unpack[0])(&part, tokens, head_dim, &mut codes) {
+                        let mut scores = vec![f32::NAN; queries * tokens];
+                        (products.scores)(&codes, &q, &mut Split::default(), &mut scores);
+                        check_within(format, &what, &scores, &q, &decoded, head_dim);
+                        results.push(bits(&scores));
+                        unpacked[0] = true;
+                    }
+                    if (kernels.unpack[1])(&part, tokens, head_dim, &mut codes) {
+                        let mut out = vec![0.0; queries * head_dim];
+                        (products.accumulate)(&codes, &weights, &mut Weights::default(), &mut out);
+                        check_within(format, &what, &out, &weights, &transposed(&decoded, head_dim), tokens);
+                        results.push(bits(&out));
+                        unpacked[1] = true;
+                    }
+                    let first = first.get_or_insert_with(|| results.clone());
+                    assert_eq!(*first, results, "{what}: the same on every instruction set");
+                }
+            }
+        }
+        let head = format.rotation == Rotation::Head;
+        assert_eq!(unpacked, [!format.is_float(), head], "{}", format.name);
+    }
+}
+
+/// [`check_products`] with room for 2⁻¹⁶ of the largest number of x and [`Format::CODE_ERROR`] of the largest of w.
+#[track_caller]
+fn check_within(format: &FormatOps, what: &str, actual: &[f32], x: &[f32], w: &[f32], columns: usize) {
+    let largest = |v: &[f32]| v.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+    let sum = |v: &[f32]| v.iter().map(|v| f64::from(v.abs())).sum::<f64>();
+    // The largest level of a block may be in any of them: that of all is more.
+    let off = format.code_error * largest(w) * 2.0;
+    let mut actual = actual.iter();
+    for x in x.chunks(columns) {
+        for w in w.chunks(columns) {
+            let exact: f64 = x.iter().zip(w).map(|(x, w)| f64::from(*x) * f64::from(*w)).sum();
+            let error = (f64::from(*actual.next().expect("a product of every pair")) - exact).abs();
+            let split = sum(w) * f64::from(largest(x)) / 65536.0;
+            let bound = 1.1 * (split + sum(x) * f64::from(off)) + 1e-5;
+            assert!(error <= bound, "{what}: {error:e} > {bound:e} off {exact}");
         }
     }
 }
