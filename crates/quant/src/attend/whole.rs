@@ -58,8 +58,10 @@ pub fn unpack<F: Format, I: Isa, const VALUES: bool>(
     if const { F::BYTES.is_multiple_of(F::BLOCK) || VALUES && F::ROTATION as u8 != Rotation::Head as u8 } {
         return false;
     }
-    let block = if F::ROTATION == Rotation::Head { rotate::group(head_dim) } else { F::BLOCK };
-    let usual = matches!(block, 32 | 64 | 128) && head_dim.is_multiple_of(block);
+    let (block, usual) = match F::ROTATION {
+        Rotation::Head => (rotate::group(head_dim), matches!(rotate::group(head_dim), 64 | 128)),
+        _ => (F::BLOCK, head_dim.is_multiple_of(F::BLOCK)),
+    };
     if !usual || !tokens.is_multiple_of(LANES) || tokens > TOKENS_MAX {
         return false;
     }

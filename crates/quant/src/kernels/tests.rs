@@ -162,10 +162,12 @@ fn queries_attend_to_a_part() {
 fn queries_attend_to_a_part_in_whole_numbers() {
     for format in FORMATS.iter().filter(|f| f.kv) {
         let mut unpacked = [false; 2];
-        for (head_dim, tokens) in [(64, 16), (128, 128), (256, 48), (192, 32), (80, 16), (576, 64), (128, 40)]
+        let sizes = [16, 32, 48, 64, 80, 96, 112, 128, 192, 256, 576].map(|head_dim| (head_dim, 16));
+        for (head_dim, tokens) in
+            sizes.into_iter().chain([(128, 128), (256, 48), (64, 40), (128, 512), (32, 1024)])
         {
             let (part, decoded) = encoded_part(format, 4, tokens, head_dim);
-            for queries in [1, 2, 3, 4, 5, 9, 40] {
+            for queries in if tokens > 100 { vec![1, 2, 40] } else { vec![1, 2, 3, 4, 5, 9] } {
                 // One large query and weight among small ones.
                 let (mut q, mut weights) = (noise(5, queries * head_dim), noise(6, queries * tokens));
                 (q[3], weights[2]) = (30.0, 30.0);
