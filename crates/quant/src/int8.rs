@@ -157,13 +157,13 @@ impl<'a> Rows<'a> {
         Blocks::new(&self.bytes[first * self.row_bytes + k / F::BLOCK * F::BYTES..], self.row_bytes, F::BYTES)
     }
 
-    /// Asks for a share of the next sixteen rows: as many bytes, one after the other, as a part of the blocks at
-    /// column k has.
+    /// Asks for a share of the next sixteen rows: as many bytes, one after the other, as a group at column k has. (More
+    /// at once would keep loads waiting.)
     #[inline(always)]
     fn prefetch<F: Format, I: Isa>(self, isa: I, first: usize, k: usize) {
-        let bytes = const { LANES * F::BYTES / (F::BLOCK / F::PART) };
-        let at = (first + LANES) * self.row_bytes + k / F::PART * bytes;
-        for line in 0..const { (LANES * F::BYTES / (F::BLOCK / F::PART)).div_ceil(64) } {
+        let bytes = const { LANES * F::BYTES / (F::BLOCK / F::GROUP) };
+        let at = (first + LANES) * self.row_bytes + k / F::GROUP * bytes;
+        for line in 0..const { (LANES * F::BYTES / (F::BLOCK / F::GROUP)).div_ceil(64) } {
             isa.prefetch(self.bytes, at + line * 64);
         }
     }
@@ -252,13 +252,13 @@ fn few_tokens<F: Format, I: Isa, const T: usize>(
                 |g, scales, shifts| affines[g] = (scales, shifts),
             );
             for part in 0..F::BLOCK / F::PART {
-                rows.prefetch::<F, I>(isa, first, k + part * F::PART);
                 F::row_codes(
                     isa,
                     blocks,
                     part,
                     #[inline(always)]
                     |g, w| {
+                        rows.prefetch::<F, I>(isa, first, k + g * F::GROUP);
                         let (scales, shifts) = affines[g];
                         for t in 0..T {
                             let (x_scales, x_sums, totals) = groups[t];
@@ -304,13 +304,13 @@ fn fill<F: Format, I: Isa>(isa: I, panel: &mut Panel, rows: Rows, first: usize, 
             },
         );
         for part in 0..F::BLOCK / F::PART {
-            rows.prefetch::<F, I>(isa, first, k + at + part * F::PART);
             F::row_codes(
                 isa,
                 blocks,
                 part,
                 #[inline(always)]
                 |g, codes| {
+                    rows.prefetch::<F, I>(isa, first, k + at + g * F::GROUP);
                     for j in 0..F::GROUP / 4 {
                         isa.store_n(codes[j], &mut panel.codes[(at + g * F::GROUP) / 4 + j]);
                     }
