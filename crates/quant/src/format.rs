@@ -45,8 +45,10 @@ pub trait Format: Send + Sync + 'static {
     const SHIFTED: bool = false;
     /// Whether codes are whole numbers from −128 to 127.
     const WHOLE: bool = true;
-    /// What [`Format::row_codes`] adds to a code so that none is negative; none is then above 127.
+    /// What [`Format::row_codes`] adds to a code so that none is negative.
     const OFFSET: u8 = 0;
+    /// The largest code that it then hands out. The smaller, the more products fit sums of 16 bits.
+    const TOP: u8 = 127;
     /// Whether codes are signed bytes, too wide for an offset. They carry [`Isa::BIAS`] instead.
     const WIDE: bool = false;
     /// Values that [`Format::row_codes`] hands out at once: of a head-sized format, the block.

@@ -41,8 +41,8 @@ struct Groups {
     scales: Vec<f32>,
     /// The sum of the values that the codes stand for.
     sums: Vec<f32>,
-    /// The sum of the codes.
-    totals: Vec<f32>,
+    /// The sum of the codes: of the first two of every four, and of the others ([`Isa::dot2`]).
+    totals: Vec<[u8; 4]>,
 }
 
 impl Rounded {
@@ -54,9 +54,9 @@ impl Rounded {
             let width = x.len().next_multiple_of(WIDTH);
             self.codes = vec![0; width];
             for (groups, size) in self.groups.iter_mut().zip([16, 32]) {
-                for numbers in [&mut groups.scales, &mut groups.sums, &mut groups.totals] {
-                    *numbers = vec![0.0; width / size];
-                }
+                groups.scales = vec![0.0; width / size];
+                groups.sums = vec![0.0; width / size];
+                groups.totals = vec![[0; 4]; width / size];
             }
         }
         isa.run(
@@ -74,14 +74,19 @@ impl Rounded {
         // A scale that is subnormal, or of an infinite activation, has no inverse worth having.
         let scale = largest / 127.0;
         let inverse = if scale > f32::MIN_POSITIVE && scale.is_finite() { 1.0 / scale } else { 0.0 };
-        let mut both = 0.0;
+        let firsts = isa.load(
+            &const { [1.0, 1.0, 0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 1.0, 1.0, 0.0, 0.0] },
+        );
+        let mut both = [0; 2];
         for half in 0..2 {
             let code = isa.round(isa.mul(x[half], isa.splat(inverse)));
             let at = 2 * b + half;
             self.codes[at * LANES..][..LANES].copy_from_slice(&isa.narrow(code));
-            let total = isa.sum(isa.to_f32(code));
-            self.groups[0].set(at, scale, total);
-            both += total;
+            let code = isa.to_f32(code);
+            let (total, first) = (isa.sum(code) as i16, isa.sum(isa.mul(code, firsts)) as i16);
+            let totals = [first, total - first];
+            self.groups[0].set(at, scale, totals);
+            both = [both[0] + totals[0], both[1] + totals[1]];
         }
         self.groups[1].set(b, scale, both);
     }
@@ -105,13 +110,15 @@ impl Rounded {
 
 impl Groups {
     #[inline(always)]
-    fn set(&mut self, g: usize, scale: f32, total: f32) {
-        (self.scales[g], self.sums[g], self.totals[g]) = (scale, total * scale, total);
+    fn set(&mut self, g: usize, scale: f32, totals: [i16; 2]) {
+        let total = f32::from(totals[0] + totals[1]);
+        let [[a, b], [c, d]] = [totals[0].to_le_bytes(), totals[1].to_le_bytes()];
+        (self.scales[g], self.sums[g], self.totals[g]) = (scale, total * scale, [a, b, c, d]);
     }
 
     /// Groups `first .. first + count`: scales, sums and totals.
     #[inline(always)]
-    fn get(&self, first: usize, count: usize) -> (&[f32], &[f32], &[f32]) {
+    fn get(&self, first: usize, count: usize) -> (&[f32], &[f32], &[[u8; 4]]) {
         (&self.scales[first..][..count], &self.sums[first..][..count], &self.totals[first..][..count])
     }
 }
@@ -196,12 +203,13 @@ fn sixteens<F: Format, I: Isa>(isa: I, rows: Rows, x: &[Rounded], out: &mut [f32
                 },
             );
             let tiles = const {
-                match (F::GROUP, F::SHIFTED, F::WIDE) {
-                    (32, false, false) => tiles::tiles::<I, 32, false, false>,
-                    (32, false, true) => tiles::tiles::<I, 32, false, true>,
-                    (32, true, false) => tiles::tiles::<I, 32, true, false>,
-                    (16, false, false) => tiles::tiles::<I, 16, false, false>,
-                    (16, true, false) => tiles::tiles::<I, 16, true, false>,
+                match (F::GROUP, run::<F, I>(), F::SHIFTED, F::WIDE) {
+                    (32, 8, false, true) => tiles::tiles::<I, 32, 8, false, true>,
+                    (32, 8, false, false) => tiles::tiles::<I, 32, 8, false, false>,
+                    (32, 8, true, false) => tiles::tiles::<I, 32, 8, true, false>,
+                    (32, 4, true, false) => tiles::tiles::<I, 32, 4, true, false>,
+                    (16, 4, false, false) => tiles::tiles::<I, 16, 4, false, false>,
+                    (16, 4, true, false) => tiles::tiles::<I, 16, 4, true, false>,
                     _ => panic!("another kind of format"),
                 }
             };
@@ -219,6 +227,65 @@ const PANELS: usize = 2;
 /// What codes carry.
 const fn offset<F: Format, I: Isa>() -> i32 {
     if F::WIDE { I::BIAS as i32 } else { F::OFFSET as i32 }
+}
+
+/// Words of four codes whose products are added up in 16 bits, where [`Isa::PAIRS`] makes that worth while; otherwise
+/// all of a group.
+const fn run<F: Format, I: Isa>() -> usize {
+    let (words, offset, top) = (F::GROUP / 4, F::OFFSET as usize, F::TOP as usize);
+    // Codes less their offset, of which there are two a word.
+    let largest = if offset > 0 { offset } else { top };
+    assert!(F::WIDE || top <= 2 * largest, "codes lie around their offset");
+    let fit = i16::MAX as usize / (2 * 127 * largest);
+    if F::WIDE || !I::PAIRS || fit >= words {
+        return words;
+    }
+    assert!(offset == 0, "sums of 16 bits begin with all that an offset adds");
+    1 << fit.ilog2()
+}
+
+/// What sums of products with codes begin with: less what `offset` adds to them. Sums of 16 bits may wrap on the way
+/// to what they hold in the end. Totals are as in [`Groups`], a group a lane.
+#[inline(always)]
+fn starts<I: Isa>(isa: I, totals: I::N, offset: i32, wide: bool) -> I::N {
+    if offset == 0 {
+        return isa.splat_n(0);
+    }
+    let factors = isa.splat_n((-offset & 0xffff) | -offset << 16);
+    if wide || !I::PAIRS {
+        isa.dot_pairs(isa.splat_n(0), totals, factors)
+    } else {
+        isa.mul_pairs(totals, factors)
+    }
+}
+
+/// The same of one group in every lane; a whole number is quicker to multiply alone.
+#[inline(always)]
+fn start<I: Isa>(isa: I, totals: [u8; 4], offset: i32, wide: bool) -> I::N {
+    if wide || !I::PAIRS {
+        let [a, b, c, d] = totals;
+        let total = i16::from_le_bytes([a, b]) + i16::from_le_bytes([c, d]);
+        return isa.splat_n(-offset * i32::from(total));
+    }
+    starts(isa, isa.splat_n(i32::from_le_bytes(totals)), offset, wide)
+}
+
+/// Adds four products a lane.
+#[inline(always)]
+fn add<I: Isa>(isa: I, sums: I::N, w: I::N, x: I::N, wide: bool) -> I::N {
+    if wide {
+        isa.dot4_wide(sums, w, x)
+    } else if I::PAIRS {
+        isa.dot2(sums, w, x)
+    } else {
+        isa.dot4(sums, w, x)
+    }
+}
+
+/// `whole` and the sums of a run.
+#[inline(always)]
+fn end<I: Isa>(isa: I, whole: I::N, sums: I::N, wide: bool) -> I::N {
+    if wide || !I::PAIRS { sums } else { isa.dot_pairs(whole, sums, isa.splat_n(0x0001_0001)) }
 }
 
 /// T tokens, few: codes stay in registers and are used for all. Missing tokens repeat the last one.
@@ -262,14 +329,16 @@ fn few_tokens<F: Format, I: Isa, const T: usize>(
                         let (scales, shifts) = affines[g];
                         for t in 0..T {
                             let (x_scales, x_sums, totals) = groups[t];
-                            let mut whole = isa.splat_n(-offset::<F, I>() * totals[g] as i32);
-                            for j in 0..F::GROUP / 4 {
-                                let x = isa.splat_n(i32::from_le_bytes(codes[t][g * (F::GROUP / 4) + j]));
-                                whole = if F::WIDE {
-                                    isa.dot4_wide(whole, w[j], x)
-                                } else {
-                                    isa.dot4(whole, w[j], x)
-                                };
+                            let mut products = start(isa, totals[g], offset::<F, I>(), F::WIDE);
+                            let mut whole = isa.splat_n(0);
+                            let run = const { run::<F, I>() };
+                            for r in 0..F::GROUP / 4 / run {
+                                for j in r * run..(r + 1) * run {
+                                    let x = i32::from_le_bytes(codes[t][g * (F::GROUP / 4) + j]);
+                                    products = add(isa, products, w[j], isa.splat_n(x), F::WIDE);
+                                }
+                                whole = end(isa, whole, products, F::WIDE);
+                                products = isa.splat_n(0);
                             }
                             let scales = isa.mul(scales, isa.splat(x_scales[g]));
                             sums[t] = isa.fma(isa.to_f32(whole), scales, sums[t]);
@@ -336,6 +405,39 @@ mod tests {
             })
             .sum::<f64>()
             + 1e-5
+    }
+
+    /// Codes and activations as large as they come, with signs that add up: sums of 16 bits must hold them.
+    #[test]
+    fn extreme_products_are_the_same_on_every_instruction_set() {
+        let signs: [fn(usize) -> bool; 6] =
+            [|_| true, |_| false, |i| i % 16 > 0, |i| i % 16 == 0, |i| i % 4 < 2, |i| i % 4 > 1];
+        let values = |columns: usize| {
+            let one = |i: usize, plus: fn(usize) -> bool| if plus(i) { 1.0 } else { -1.0 };
+            signs.map(|plus| Vec::from_iter((0..columns).map(|i| one(i, plus)))).concat()
+        };
+        for format in FORMATS.iter().filter(|f| f.weights && f.whole) {
+            let columns = format.block;
+            let x = values(columns);
+            let mut bytes = vec![0; signs.len() * format.row_bytes(columns)];
+            for (x, row) in x.chunks_exact(columns).zip(bytes.chunks_exact_mut(format.bytes)) {
+                (format.encode_rotated)(x, row);
+            }
+            for tokens in [1, signs.len()] {
+                let mut results = Vec::new();
+                for level in Level::all_available() {
+                    let kernels = (format.kernels)(level);
+                    let mut rounded = Vec::from_iter((0..tokens).map(|_| Rounded::default()));
+                    for (x, rounded) in x.chunks_exact(columns).zip(&mut rounded) {
+                        (kernels.round)(rounded, x);
+                    }
+                    let mut out = vec![f32::NAN; tokens * signs.len()];
+                    (kernels.multiply)(&bytes, columns, &rounded, &mut out);
+                    results.push(out);
+                }
+                assert!(results.iter().all(|r| *r == results[0]), "{} {tokens}: {results:?}", format.name);
+            }
+        }
     }
 
     #[test]

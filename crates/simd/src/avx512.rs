@@ -57,6 +57,10 @@ impl Isa for Avx512 {
         load_n(x: &[u8; 64]) -> __m512i = _mm512_loadu_si512(x.as_ptr().cast());
         store_n(v: __m512i, out: &mut [u8; 64]) -> () = _mm512_storeu_si512(out.as_mut_ptr().cast(), v);
         dot4(sum: __m512i, u: __m512i, s: __m512i) -> __m512i = _mm512_dpbusd_epi32(sum, u, s);
+        dot2(pairs: __m512i, u: __m512i, s: __m512i) -> __m512i =
+            _mm512_add_epi16(pairs, _mm512_maddubs_epi16(u, s));
+        mul_pairs(a: __m512i, b: __m512i) -> __m512i = _mm512_mullo_epi16(a, b);
+        dot_pairs(sum: __m512i, a: __m512i, b: __m512i) -> __m512i = _mm512_dpwssd_epi32(sum, a, b);
         dot4_wide(sum: __m512i, w: __m512i, s: __m512i) -> __m512i = _mm512_dpbusd_epi32(sum, w, s);
         load_rows(x: &[u8], stride: usize, offset: usize) -> [__m512i; 4] = {
             assert!(x.len() >= 15 * stride + offset + 16, "sixteen bytes of sixteen rows");

@@ -157,7 +157,17 @@ pub trait Isa: Copy + Send + Sync + 'static {
     /// `sum[i] + Σ_j u[4i + j]·s[4i + j]` over the four bytes of each lane. Bytes of u are from 0 to 127, those of
     /// s from −127 to 127.
     fn dot4(self, sum: Self::N, u: Self::N, s: Self::N) -> Self::N;
-    /// The same for any signed bytes w, given with [`Isa::BIAS`] added, which counts: with a bias the bytes are
+    /// Whether [`Isa::dot2`] and, once for several of them, [`Isa::dot_pairs`] are faster than as many
+    /// [`Isa::dot4`].
+    const PAIRS: bool = false;
+    /// `pairs[i] + u[2i]·s[2i] + u[2i + 1]·s[2i + 1]` for the 32 sums of 16 bits that lie in the lanes, and wrap.
+    /// Bytes are those of `dot4`.
+    fn dot2(self, pairs: Self::N, u: Self::N, s: Self::N) -> Self::N;
+    /// `a[i]·b[i]` for 32 numbers of 16 bits, wrapping.
+    fn mul_pairs(self, a: Self::N, b: Self::N) -> Self::N;
+    /// `sum[i] + a[2i]·b[2i] + a[2i + 1]·b[2i + 1]` for 32 signed numbers of 16 bits.
+    fn dot_pairs(self, sum: Self::N, a: Self::N, b: Self::N) -> Self::N;
+    /// The same as `dot4` for any signed bytes w, given with [`Isa::BIAS`] added, which counts: with a bias the bytes are
     /// read as unsigned.
     fn dot4_wide(self, sum: Self::N, w: Self::N, s: Self::N) -> Self::N;
     /// Lane r of vector j is the little-endian word at `x[r * stride + offset + 4 j]`: sixteen bytes of sixteen

@@ -132,6 +132,19 @@ impl Isa for Neon {
             };
         // No byte has its sign bit set, so they may be read as signed.
         dot4(sum: N, u: N, s: N) -> N = each!(i => four_products(sum[i], u[i], s[i]));
+        dot2(pairs: N, u: N, s: N) -> N = each!(i => {
+            let (low, high) = products(u[i], s[i]);
+            vreinterpretq_u32_s16(vaddq_s16(vreinterpretq_s16_u32(pairs[i]), vpaddq_s16(low, high)))
+        });
+        mul_pairs(a: N, b: N) -> N = each!(i => {
+            let product = vmulq_u16(vreinterpretq_u16_u32(a[i]), vreinterpretq_u16_u32(b[i]));
+            vreinterpretq_u32_u16(product)
+        });
+        dot_pairs(sum: N, a: N, b: N) -> N = each!(i => {
+            let (a, b) = (vreinterpretq_s16_u32(a[i]), vreinterpretq_s16_u32(b[i]));
+            let (low, high) = (vmull_s16(vget_low_s16(a), vget_low_s16(b)), vmull_high_s16(a, b));
+            vaddq_u32(sum[i], vreinterpretq_u32_s32(vpaddq_s32(low, high)))
+        });
         dot4_wide(sum: N, w: N, s: N) -> N = each!(i => four_products(sum[i], w[i], s[i]));
         load_rows(x: &[u8], stride: usize, offset: usize) -> [N; 4] = {
             assert!(x.len() >= 15 * stride + offset + 16, "sixteen bytes of sixteen rows");
@@ -285,10 +298,19 @@ impl Isa for Neon {
 unsafe fn four_products(sum: uint32x4_t, w: uint32x4_t, s: uint32x4_t) -> uint32x4_t {
     // SAFETY: the caller holds a [`Neon`].
     unsafe {
-        let (w, s) = (vreinterpretq_s8_u32(w), vreinterpretq_s8_u32(s));
-        let (low, high) = (vmull_s8(vget_low_s8(w), vget_low_s8(s)), vmull_high_s8(w, s));
+        let (low, high) = products(w, s);
         let quads = vpaddq_s32(vpaddlq_s16(low), vpaddlq_s16(high));
         vaddq_u32(sum, vreinterpretq_u32_s32(quads))
+    }
+}
+
+/// Bytes times bytes: those of the first eight, and of the others.
+#[inline(always)]
+unsafe fn products(w: uint32x4_t, s: uint32x4_t) -> (int16x8_t, int16x8_t) {
+    // SAFETY: the caller holds a [`Neon`].
+    unsafe {
+        let (w, s) = (vreinterpretq_s8_u32(w), vreinterpretq_s8_u32(s));
+        (vmull_s8(vget_low_s8(w), vget_low_s8(s)), vmull_high_s8(w, s))
     }
 }
 

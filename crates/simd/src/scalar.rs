@@ -187,6 +187,31 @@ impl Isa for Scalar {
         self.dot4_wide(sum, u, s)
     }
     #[inline(always)]
+    fn dot2(self, pairs: [i32; 16], u: [i32; 16], s: [i32; 16]) -> [i32; 16] {
+        // The words whose other half is zero give the sums of one half.
+        let half = |mask: u32| self.dot4([0; 16], u.map(|u| (u as u32 & mask) as i32), s);
+        let (low, high) = (half(0xffff), half(0xffff_0000));
+        from_fn(|i| {
+            let sum = |shift: u32, x: i32| u32::from(((pairs[i] >> shift) as u16).wrapping_add(x as u16));
+            (sum(16, high[i]) << 16 | sum(0, low[i])) as i32
+        })
+    }
+    #[inline(always)]
+    fn mul_pairs(self, a: [i32; 16], b: [i32; 16]) -> [i32; 16] {
+        from_fn(|i| {
+            let product =
+                |shift: u32| i32::from(((a[i] >> shift) as u16).wrapping_mul((b[i] >> shift) as u16));
+            product(16) << 16 | product(0)
+        })
+    }
+    #[inline(always)]
+    fn dot_pairs(self, sum: [i32; 16], a: [i32; 16], b: [i32; 16]) -> [i32; 16] {
+        from_fn(|i| {
+            let product = |shift: u32| i32::from((a[i] >> shift) as i16) * i32::from((b[i] >> shift) as i16);
+            sum[i].wrapping_add(product(0)).wrapping_add(product(16))
+        })
+    }
+    #[inline(always)]
     fn dot4_wide(self, sum: [i32; 16], w: [i32; 16], s: [i32; 16]) -> [i32; 16] {
         from_fn(|i| {
             let pairs = w[i].to_le_bytes().into_iter().zip(s[i].to_le_bytes());

@@ -134,6 +134,27 @@ fn agrees_with_scalar<I: Isa>(isa: I) {
             let dot = isa.dot4(vm, isa.load_n(&u), isa.load_n(&s));
             let expected = Scalar.dot4(m, Scalar.load_n(&u), Scalar.load_n(&s));
             check("dot4", lanes(isa, dot), bits(expected));
+            let pairs = isa.dot2(vn, isa.load_n(&u), isa.load_n(&s));
+            let expected = Scalar.dot2(n, Scalar.load_n(&u), Scalar.load_n(&s));
+            check("dot2", lanes(isa, pairs), bits(expected));
+        }
+        check("dot_pairs", lanes(isa, isa.dot_pairs(vm, vn, vm)), bits(Scalar.dot_pairs(m, n, m)));
+        check("mul_pairs", lanes(isa, isa.mul_pairs(vm, vn)), bits(Scalar.mul_pairs(m, n)));
+        // As many words as 16 bits hold, however large: what `dot4` says, one after the other.
+        for top in [1, 3, 7, 15, 24, 31, 63, 127] {
+            for s in [127, 129] {
+                let (u, s) = (isa.load_n(&[top; 64]), isa.load_n(&[s; 64]));
+                let (mut pairs, mut sum) = (isa.splat_n(0), vm);
+                for _ in 0..i16::MAX / (2 * 127 * i16::from(top)) {
+                    pairs = isa.dot2(pairs, u, s);
+                    sum = isa.dot4(sum, u, s);
+                }
+                check(
+                    "pairs",
+                    lanes(isa, isa.dot_pairs(vm, pairs, isa.splat_n(0x0001_0001))),
+                    lanes(isa, sum),
+                );
+            }
         }
         for (w, s) in [(bytes_u, signed), ([128; 64], [129; 64]), ([128; 64], [127; 64])] {
             let dot = isa.dot4_wide(vm, isa.load_n(&w.map(|w| w.wrapping_add(I::BIAS))), isa.load_n(&s));

@@ -35,6 +35,7 @@ impl Format for Mxfp4 {
     const BYTES: usize = 17;
     const GROUP: usize = 32;
     const OFFSET: u8 = 12;
+    const TOP: u8 = 24;
 
     fn encode(x: &[f32], block: &mut [u8]) {
         // The largest magnitude falls on 4 … 8: two exponents above the scale.

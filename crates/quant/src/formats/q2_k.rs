@@ -35,6 +35,7 @@ impl Format for Q2K {
     const GROUP: usize = 16;
     const PART: usize = 128;
     const SHIFTED: bool = true;
+    const TOP: u8 = 3;
 
     fn encode(x: &[f32], block: &mut [u8]) {
         let (x, _) = x.as_chunks::<16>();

@@ -24,6 +24,7 @@ impl Format for Q3K {
     const BYTES: usize = 110;
     const GROUP: usize = 16;
     const OFFSET: u8 = 4;
+    const TOP: u8 = 7;
     const PART: usize = 128;
 
     fn encode(x: &[f32], block: &mut [u8]) {

@@ -27,6 +27,7 @@ impl Format for Q4_0 {
     const BYTES: usize = 18;
     const GROUP: usize = 32;
     const OFFSET: u8 = 8;
+    const TOP: u8 = 15;
     const KV: bool = true;
 
     fn encode(x: &[f32], block: &mut [u8]) {
@@ -72,6 +73,7 @@ impl Format for Q4_1 {
     const BYTES: usize = 20;
     const GROUP: usize = 32;
     const SHIFTED: bool = true;
+    const TOP: u8 = 15;
     const KV: bool = true;
 
     fn encode(x: &[f32], block: &mut [u8]) {

@@ -132,6 +132,7 @@ impl Format for Q4K {
     const GROUP: usize = 32;
     const PART: usize = 64;
     const SHIFTED: bool = true;
+    const TOP: u8 = 15;
 
     fn encode(x: &[f32], block: &mut [u8]) {
         let search = AffineSearch { top: 15, from: -1.0, trials: 20, absolute: false };
@@ -172,6 +173,7 @@ impl Format for Q5K {
     const GROUP: usize = 32;
     const PART: usize = 64;
     const SHIFTED: bool = true;
+    const TOP: u8 = 31;
 
     fn encode(x: &[f32], block: &mut [u8]) {
         let search = AffineSearch { top: 31, from: -0.5, trials: 15, absolute: false };

@@ -72,6 +72,7 @@ impl Format for Q5_0 {
     const BYTES: usize = 22;
     const GROUP: usize = 32;
     const OFFSET: u8 = 16;
+    const TOP: u8 = 31;
     const KV: bool = true;
 
     fn encode(x: &[f32], block: &mut [u8]) {
@@ -117,6 +118,7 @@ impl Format for Q5_1 {
     const BYTES: usize = 24;
     const GROUP: usize = 32;
     const SHIFTED: bool = true;
+    const TOP: u8 = 31;
     const KV: bool = true;
 
     fn encode(x: &[f32], block: &mut [u8]) {

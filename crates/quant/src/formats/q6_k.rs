@@ -30,6 +30,7 @@ impl Format for Q6K {
     const BYTES: usize = 210;
     const GROUP: usize = 16;
     const OFFSET: u8 = 32;
+    const TOP: u8 = 63;
     const PART: usize = 128;
 
     fn encode(x: &[f32], block: &mut [u8]) {

@@ -1,6 +1,6 @@
 //! Panels times tokens, in tiles whose sums stay in registers.
 
-use super::{Rounded, WIDTH};
+use super::{Rounded, WIDTH, add, end, starts};
 use torque_simd::{Isa, LANES};
 
 /// Sixteen rows, one a lane, and up to [`WIDTH`] columns of them.
@@ -26,7 +26,7 @@ impl Panel {
 /// Nothing here knows a format: `GROUP` and `SHIFTED` are those of [`crate::Format`], `WIDE` says that codes want
 /// [`Isa::dot4_wide`], and `offset` what they carry.
 #[inline(never)]
-pub fn tiles<I: Isa, const GROUP: usize, const SHIFTED: bool, const WIDE: bool>(
+pub fn tiles<I: Isa, const GROUP: usize, const RUN: usize, const SHIFTED: bool, const WIDE: bool>(
     isa: I,
     panels: &[Panel],
     offset: i32,
@@ -41,15 +41,11 @@ pub fn tiles<I: Isa, const GROUP: usize, const SHIFTED: bool, const WIDE: bool>(
         #[inline(always)]
         || match const { I::TILE.0 * I::TILE.1 } {
             // As many whole-number and float sums as 32 registers hold, and as sixteen hold.
-            16 => match panels {
-                [a, b] => tokens::<I, GROUP, SHIFTED, WIDE, 6, 2>(isa, [a, b], x, block, out),
-                _ => tokens::<I, GROUP, SHIFTED, WIDE, 6, 1>(isa, [&panels[0]], x, block, out),
+            16 => match panels.len() {
+                2 => tokens::<I, GROUP, RUN, SHIFTED, WIDE, 6, 2>(isa, panels, x, block, out),
+                _ => tokens::<I, GROUP, RUN, SHIFTED, WIDE, 6, 1>(isa, panels, x, block, out),
             },
-            _ => {
-                for (p, panel) in panels.iter().enumerate() {
-                    tokens::<I, GROUP, SHIFTED, WIDE, 4, 1>(isa, [panel], x, block, &mut out[p * LANES..]);
-                }
-            }
+            _ => tokens::<I, GROUP, RUN, SHIFTED, WIDE, 4, 1>(isa, panels, x, block, out),
         },
     );
 }
@@ -62,37 +58,46 @@ struct Block {
     stride: usize,
 }
 
-/// All tokens, M at a time; the last ones in a smaller tile.
+/// All tokens, M at a time with P panels; the last ones in a smaller tile.
 #[inline(always)]
 fn tokens<
     I: Isa,
     const GROUP: usize,
+    const RUN: usize,
     const SHIFTED: bool,
     const WIDE: bool,
     const M: usize,
     const P: usize,
 >(
     isa: I,
-    panels: [&Panel; P],
+    panels: &[Panel],
     x: &[Rounded],
     block: Block,
     out: &mut [f32],
 ) {
     for (x, out) in x.chunks(M).zip(out.chunks_mut(M * block.stride)) {
         match x.len() {
-            1 => tile::<I, GROUP, SHIFTED, WIDE, 1, P>(isa, panels, x, block, out),
-            2 => tile::<I, GROUP, SHIFTED, WIDE, 2, P>(isa, panels, x, block, out),
-            3..=4 => tile::<I, GROUP, SHIFTED, WIDE, 4, P>(isa, panels, x, block, out),
-            _ => tile::<I, GROUP, SHIFTED, WIDE, M, P>(isa, panels, x, block, out),
+            1 => tile::<I, GROUP, RUN, SHIFTED, WIDE, 1, P>(isa, panels, x, block, out),
+            2 => tile::<I, GROUP, RUN, SHIFTED, WIDE, 2, P>(isa, panels, x, block, out),
+            3..=4 => tile::<I, GROUP, RUN, SHIFTED, WIDE, 4, P>(isa, panels, x, block, out),
+            _ => tile::<I, GROUP, RUN, SHIFTED, WIDE, M, P>(isa, panels, x, block, out),
         }
     }
 }
 
 /// M tokens; missing ones repeat the last.
 #[inline(always)]
-fn tile<I: Isa, const GROUP: usize, const SHIFTED: bool, const WIDE: bool, const M: usize, const P: usize>(
+fn tile<
+    I: Isa,
+    const GROUP: usize,
+    const RUN: usize,
+    const SHIFTED: bool,
+    const WIDE: bool,
+    const M: usize,
+    const P: usize,
+>(
     isa: I,
-    panels: [&Panel; P],
+    panels: &[Panel],
     x: &[Rounded],
     block: Block,
     out: &mut [f32],
@@ -111,54 +116,62 @@ fn tile<I: Isa, const GROUP: usize, const SHIFTED: bool, const WIDE: bool, const
             if SHIFTED {
                 isa.store(isa.load(&x_sums.as_chunks().0[v]), &mut of_groups[i][1][v]);
             }
-            let starts = isa.mul(isa.load(&totals.as_chunks().0[v]), isa.splat(-offset as f32));
-            isa.store(isa.from_bits(isa.round(starts)), &mut of_groups[i][2][v]);
+            let totals = isa.load_n(&totals.as_flattened().as_chunks().0[v]);
+            isa.store(isa.from_bits(starts(isa, totals, offset, WIDE)), &mut of_groups[i][2][v]);
         }
     }
-    let mut sums = [[isa.splat(0.0); P]; M];
-    if k > 0 {
+    for (panels, first) in panels.as_chunks::<P>().0.iter().zip((0..).step_by(P * LANES)) {
+        let mut sums = [[isa.splat(0.0); P]; M];
+        if k > 0 {
+            for i in 0..x.len() {
+                for p in 0..P {
+                    sums[i][p] = isa.load(row(&mut out[first..], i, p, stride));
+                }
+            }
+        }
+        for g in 0..count.min(WIDTH / GROUP) {
+            let (v, lane) = (g / LANES, g % LANES);
+            let mut whole = [[isa.splat_n(0); P]; M];
+            let mut run = whole;
+            for i in 0..M {
+                run[i] = [isa.splat_n(of_groups[i][2][v][lane].to_bits() as i32); P];
+            }
+            for r in 0..GROUP / 4 / RUN {
+                let word = g * (GROUP / 4) + r * RUN;
+                for j in 0..RUN {
+                    let mut w = [isa.splat_n(0); P];
+                    for p in 0..P {
+                        w[p] = isa.load_n(&panels[p].codes[word + j]);
+                    }
+                    for i in 0..M {
+                        let x = isa.splat_n(i32::from_le_bytes(codes[i][word + j]));
+                        for p in 0..P {
+                            run[i][p] = add(isa, run[i][p], w[p], x, WIDE);
+                        }
+                    }
+                }
+                for i in 0..M {
+                    for p in 0..P {
+                        whole[i][p] = end(isa, whole[i][p], run[i][p], WIDE);
+                        run[i][p] = isa.splat_n(0);
+                    }
+                }
+            }
+            for p in 0..P {
+                let (scale, shift) = (isa.load(&panels[p].scales[g]), isa.load(&panels[p].shifts[g]));
+                for i in 0..M {
+                    let scale = isa.mul(scale, isa.splat(of_groups[i][0][v][lane]));
+                    sums[i][p] = isa.fma(isa.to_f32(whole[i][p]), scale, sums[i][p]);
+                    if SHIFTED {
+                        sums[i][p] = isa.fma(shift, isa.splat(of_groups[i][1][v][lane]), sums[i][p]);
+                    }
+                }
+            }
+        }
         for i in 0..x.len() {
             for p in 0..P {
-                sums[i][p] = isa.load(row(out, i, p, stride));
+                isa.store(sums[i][p], row(&mut out[first..], i, p, stride));
             }
-        }
-    }
-    for g in 0..count.min(WIDTH / GROUP) {
-        let (v, lane) = (g / LANES, g % LANES);
-        let mut whole = [[isa.splat_n(0); P]; M];
-        for i in 0..M {
-            whole[i] = [isa.splat_n(of_groups[i][2][v][lane].to_bits() as i32); P];
-        }
-        for j in g * (GROUP / 4)..(g + 1) * (GROUP / 4) {
-            let mut w = [isa.splat_n(0); P];
-            for p in 0..P {
-                w[p] = isa.load_n(&panels[p].codes[j]);
-            }
-            for i in 0..M {
-                let x = isa.splat_n(i32::from_le_bytes(codes[i][j]));
-                for p in 0..P {
-                    whole[i][p] = if WIDE {
-                        isa.dot4_wide(whole[i][p], w[p], x)
-                    } else {
-                        isa.dot4(whole[i][p], w[p], x)
-                    };
-                }
-            }
-        }
-        for p in 0..P {
-            let (scale, shift) = (isa.load(&panels[p].scales[g]), isa.load(&panels[p].shifts[g]));
-            for i in 0..M {
-                let scale = isa.mul(scale, isa.splat(of_groups[i][0][v][lane]));
-                sums[i][p] = isa.fma(isa.to_f32(whole[i][p]), scale, sums[i][p]);
-                if SHIFTED {
-                    sums[i][p] = isa.fma(shift, isa.splat(of_groups[i][1][v][lane]), sums[i][p]);
-                }
-            }
-        }
-    }
-    for i in 0..x.len() {
-        for p in 0..P {
-            isa.store(sums[i][p], row(out, i, p, stride));
         }
     }
 }
