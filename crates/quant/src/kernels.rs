@@ -26,6 +26,7 @@ pub struct Kernels {
     /// [`attend::decode_tile`]: `(part, tokens, head_dim, out)`.
     pub decode_tile: fn(&[u8], usize, usize, &mut [f32]),
     /// [`whole::unpack`] of keys and of values: `(part, tokens, head_dim, out)`.
+    #[allow(clippy::type_complexity)]
     pub unpack: [fn(&[u8], usize, usize, &mut Codes) -> bool; 2],
 }
 
