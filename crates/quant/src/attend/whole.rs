@@ -8,7 +8,7 @@
 //! accumulate  out[i][d] += Σ_t (w[i, t]·scale[t])·code[t, d]        a lane's four bytes are tokens
 //! ```
 //!
-//! The other factor, q or w·scale, is rounded to a multiple of its largest magnitude / [`TOP`] and split into two
+//! The other factor, q or w·scale, is rounded to a multiple of its largest magnitude / 32385 and split into two
 //! bytes, `HIGH · high + low`, so that it errs by at most 2⁻¹⁶ of the largest. Sums are exact. Codes are those of the
 //! format, except that levels of a codebook are rounded to bytes: they err by [`Format::CODE_ERROR`].
 
