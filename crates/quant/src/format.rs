@@ -21,8 +21,8 @@ pub enum Rotation {
 ///
 /// A row is a sequence of blocks of [`Format::BLOCK`] values in [`Format::BYTES`] bytes. Value i of a
 /// block is `scale * code + shift`, the scale and shift shared by [`Format::GROUP`] consecutive values.
-/// `encode` and `decode` are the specification, plain and never optimised; `affine` and `codes` are
-/// what kernels read and agree with `decode` to rounding.
+/// `encode` and `decode` are the specification, plain and never optimised; `row_affines` and `row_codes`, or `affine`
+/// and `codes`, are what kernels read and agree with `decode` to rounding.
 ///
 /// The block of a head-sized format ([`Rotation::Head`]) is one rotation group of a head
 /// ([`rotate::group`]), a multiple of 16 values. Its length in bytes tells how many, so such formats
