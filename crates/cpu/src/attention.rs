@@ -15,7 +15,7 @@ use torque_backend::{Attention, Segment};
 use torque_kv::{LayerPlan, Side, Span};
 use torque_quant::attend::whole::{Codes, Split, Weights};
 use torque_quant::gemm::Matrix;
-use torque_quant::{FloatKernels, FormatOps, rotate};
+use torque_quant::{FormatOps, SharedKernels, rotate};
 use torque_simd::{Isa, Level, dispatch};
 
 /// The most query rows of a unit.
@@ -132,7 +132,7 @@ pub fn attention(
     partials.plan(plan, group, segments);
     let Partials { units, values, unit_size } = partials;
 
-    let op = Op { level, float: FloatKernels::of(level), store, attention, plan, group, widths };
+    let op = Op { level, shared: SharedKernels::of(level), store, attention, plan, group, widths };
     pool.for_chunks(values, *unit_size, |i, values| {
         let unit = &units[i];
         SCRATCH.with_borrow_mut(|scratch| op.run(unit, &segments[unit.segment], q, scratch, values));
@@ -209,7 +209,7 @@ impl Partials {
 
 struct Op<'a> {
     level: Level,
-    float: FloatKernels,
+    shared: SharedKernels,
     store: &'a Store,
     attention: &'a Attention<'a, Vec<f32>>,
     plan: &'a LayerPlan,
@@ -314,7 +314,7 @@ impl Op<'_> {
         let whole = (kernels.unpack[0])(blocks, piece.tokens, k_dim, codes);
         if whole || in_registers {
             match whole {
-                true => (self.float.scores)(codes, q, split, scores),
+                true => (self.shared.scores)(codes, q, split, scores),
                 false => (kernels.scores)(blocks, piece.tokens, k_dim, q, scores),
             }
             if !mean.is_empty() {
@@ -326,7 +326,7 @@ impl Op<'_> {
             decoded = self.plan.shape.values_in_keys;
             add_mean(level, mean, tile);
             let matrix = |values, rows| Matrix { values, stride: k_dim, rows };
-            (self.float.product)(matrix(q, queries), matrix(tile, piece.tokens), k_dim, scores);
+            (self.shared.product)(matrix(q, queries), matrix(tile, piece.tokens), k_dim, scores);
         }
         if let Some(cap) = self.attention.softcap {
             elementwise::softcap(level, cap, scores);
@@ -350,7 +350,7 @@ impl Op<'_> {
         for ((scores, [max, sum]), out) in
             scores.chunks_exact_mut(piece.tokens).zip(states).zip(out.chunks_exact_mut(v_width))
         {
-            let factor = (self.float.softmax_step)(scores, max, sum);
+            let factor = (self.shared.softmax_step)(scores, max, sum);
             if factor != 1.0 {
                 elementwise::scale(level, factor, out);
             }
@@ -362,7 +362,7 @@ impl Op<'_> {
         let whole = (kernels.unpack[1])(blocks, piece.tokens, v_width, codes);
         if whole || in_registers {
             match whole {
-                true => (self.float.accumulate)(codes, scores, weights, out),
+                true => (self.shared.accumulate)(codes, scores, weights, out),
                 false => (kernels.accumulate)(blocks, piece.tokens, v_width, scores, out),
             }
             if !mean.is_empty() {
@@ -377,7 +377,7 @@ impl Op<'_> {
                 (kernels.decode_tile)(blocks, piece.tokens, v_width, tile);
                 add_mean(level, mean, tile);
             }
-            (self.float.accumulate_tile)(tile, piece.tokens, v_width, scores, out);
+            (self.shared.accumulate_tile)(tile, piece.tokens, v_width, scores, out);
         }
     }
 }

@@ -14,7 +14,7 @@ use std::ops::Range;
 use std::sync::Mutex;
 use torque_backend::host::{State, Store, Tensor};
 use torque_backend::{DeltaNet, Segment};
-use torque_quant::FloatKernels;
+use torque_quant::SharedKernels;
 use torque_quant::delta::{DeltaKernels, LEAST};
 use torque_quant::gemm::Matrix;
 use torque_simd::Level;
@@ -57,7 +57,7 @@ pub fn run(
     alpha_beta: [&Tensor; 2],
     out: &mut Tensor,
 ) {
-    let (kernels, float) = (DeltaKernels::of(level), FloatKernels::of(level));
+    let (kernels, float) = (DeltaKernels::of(level), SharedKernels::of(level));
     let op = Op { level, kernels, float, net, alpha_beta };
     let width = net.value_heads * net.value_dim;
     for segment in segments {
@@ -90,7 +90,7 @@ pub fn run(
 struct Op<'a> {
     level: Level,
     kernels: DeltaKernels,
-    float: FloatKernels,
+    float: SharedKernels,
     net: &'a DeltaNet<'a, Vec<f32>>,
     alpha_beta: [&'a Tensor; 2],
 }

@@ -177,25 +177,14 @@ impl Inputs {
                 Form::Plain => x.clone_into(&mut self.plain),
                 Form::Rotated => {
                     x.clone_into(&mut self.rotated);
-                    let rotate = |row: &mut [f32]| {
+                    in_rows(pool, x.len(), &mut self.rotated, data.columns, |_, row| {
                         row.as_chunks_mut::<32>().0.iter_mut().for_each(rotate::block32_forward);
-                    };
-                    match pool {
-                        Some(pool) => {
-                            for_chunks(pool, x.len(), &mut self.rotated, data.columns, |_, row| rotate(row))
-                        }
-                        None => rotate(&mut self.rotated),
-                    }
+                    });
                 }
                 Form::Rounded => {
-                    let rounded = self.rows();
-                    let round = |t: usize, to: &mut [Rounded]| {
+                    in_rows(pool, x.len(), self.rows(), 1, |t, to| {
                         (kernels.round)(&mut to[0], &x[t * data.columns..][..data.columns]);
-                    };
-                    match pool {
-                        Some(pool) => for_chunks(pool, x.len(), rounded, 1, round),
-                        None => rounded.chunks_mut(1).enumerate().for_each(|(t, to)| round(t, to)),
-                    }
+                    });
                 }
             }
         }
@@ -227,6 +216,20 @@ impl Inputs {
                 }
             }
         }
+    }
+}
+
+/// [`for_chunks`] if there is a pool.
+fn in_rows<T: Send>(
+    pool: Option<&Pool>,
+    values: usize,
+    out: &mut [T],
+    row: usize,
+    f: impl Fn(usize, &mut [T]) + Sync,
+) {
+    match pool {
+        Some(pool) => for_chunks(pool, values, out, row, f),
+        None => out.chunks_mut(row).enumerate().for_each(|(i, part)| f(i, part)),
     }
 }
 

@@ -101,6 +101,11 @@ pub trait Format: Send + Sync + 'static {
     }
 }
 
+/// What codes of [`Format::row_codes`] carry on an instruction set.
+pub(crate) const fn offset<F: Format, I: Isa>() -> i32 {
+    if F::WIDE { I::BIAS as i32 } else { F::OFFSET as i32 }
+}
+
 /// One block of each of sixteen rows.
 #[derive(Clone, Copy, Debug)]
 pub struct Blocks<'a> {

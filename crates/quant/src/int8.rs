@@ -14,7 +14,8 @@
 
 mod tiles;
 
-use crate::format::{Blocks, Format};
+use crate::format::{Blocks, Format, offset};
+use crate::math::{magnitude, unit};
 use tiles::Panel;
 use torque_simd::{Isa, LANES};
 
@@ -69,11 +70,8 @@ impl Rounded {
     #[inline(always)]
     fn round_block<I: Isa>(&mut self, isa: I, x: &[f32; BLOCK], b: usize) {
         let x = [isa.load(x.first_chunk().expect("32")), isa.load(x.last_chunk().expect("32"))];
-        let magnitude = |v| isa.max(v, isa.sub(isa.splat(0.0), v));
-        let largest = isa.max_lane(isa.max(magnitude(x[0]), magnitude(x[1])));
-        // A scale that is subnormal, or of an infinite activation, has no inverse worth having.
-        let scale = largest / 127.0;
-        let inverse = if scale > f32::MIN_POSITIVE && scale.is_finite() { 1.0 / scale } else { 0.0 };
+        let largest = isa.max_lane(isa.max(magnitude(isa, x[0]), magnitude(isa, x[1])));
+        let (scale, inverse) = unit(largest, 127.0);
         let firsts = isa.load(
             &const { [1.0, 1.0, 0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 1.0, 1.0, 0.0, 0.0] },
         );
@@ -170,7 +168,7 @@ impl<'a> Rows<'a> {
     fn prefetch<F: Format, I: Isa>(self, isa: I, first: usize, k: usize) {
         let bytes = const { LANES * F::BYTES / (F::BLOCK / F::GROUP) };
         let at = (first + LANES) * self.row_bytes + k / F::GROUP * bytes;
-        for line in 0..const { (LANES * F::BYTES / (F::BLOCK / F::GROUP)).div_ceil(64) } {
+        for line in 0..bytes.div_ceil(64) {
             isa.prefetch(self.bytes, at + line * 64);
         }
     }
@@ -223,11 +221,6 @@ const FEW: usize = 4;
 
 /// Panels that are multiplied together.
 const PANELS: usize = 2;
-
-/// What codes carry.
-const fn offset<F: Format, I: Isa>() -> i32 {
-    if F::WIDE { I::BIAS as i32 } else { F::OFFSET as i32 }
-}
 
 /// Words of four codes whose products are added up in 16 bits, where [`Isa::PAIRS`] makes that worth while; otherwise
 /// all of a group.

@@ -119,7 +119,7 @@ fn isa<I: Isa>() -> I {
 
 /// Products that no format takes part in.
 #[derive(Clone, Copy, Debug)]
-pub struct FloatKernels {
+pub struct SharedKernels {
     /// [`gemm::product`]: `(x, w, columns, out)`.
     pub product: fn(Matrix<'_>, Matrix<'_>, usize, &mut [f32]),
     /// [`attend::accumulate_tile`]: `(v, tokens, head_dim, weights, out)`.
@@ -132,18 +132,18 @@ pub struct FloatKernels {
     pub softmax_step: fn(&mut [f32], &mut f32, &mut f32) -> f32,
 }
 
-impl FloatKernels {
+impl SharedKernels {
     /// The kernels of a level.
     ///
     /// # Panics
     ///
     /// If the processor lacks the level.
-    pub fn of(level: Level) -> FloatKernels {
-        dispatch!(level, |isa| FloatKernels::with(isa))
+    pub fn of(level: Level) -> SharedKernels {
+        dispatch!(level, |isa| SharedKernels::with(isa))
     }
 
-    fn with<I: Isa>(_: I) -> FloatKernels {
-        FloatKernels {
+    fn with<I: Isa>(_: I) -> SharedKernels {
+        SharedKernels {
             product: |x, w, columns, out| gemm::product::<I>(isa(), x, w, columns, out),
             accumulate_tile: |v, tokens, head_dim, weights, out| {
                 attend::accumulate_tile::<I>(isa(), v, tokens, head_dim, weights, out)

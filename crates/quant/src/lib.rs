@@ -22,4 +22,4 @@ pub mod rotate;
 pub mod table;
 
 pub use format::{FORMATS, Format, FormatOps, Rotation, by_ggml_type, by_name};
-pub use kernels::{FloatKernels, Kernels};
+pub use kernels::{Kernels, SharedKernels};

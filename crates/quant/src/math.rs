@@ -108,6 +108,20 @@ pub(crate) fn pad<T: Copy + Default, const N: usize>(x: &[T]) -> [T; N] {
     padded
 }
 
+/// |v|.
+#[inline(always)]
+pub(crate) fn magnitude<I: Isa>(isa: I, v: I::F) -> I::F {
+    isa.max(v, isa.sub(isa.splat(0.0), v))
+}
+
+/// The unit of which `largest` is `top`, and what to multiply by to count in it. A unit that is subnormal, or of
+/// an infinite number, has no inverse worth having: then zero.
+#[inline(always)]
+pub(crate) fn unit(largest: f32, top: f32) -> (f32, f32) {
+    let unit = largest / top;
+    (unit, if unit > f32::MIN_POSITIVE && unit.is_finite() { 1.0 / unit } else { 0.0 })
+}
+
 /// One step of a softmax taken piece by piece (Milakov & Gimelshein, «Online normalizer calculation for
 /// softmax», 2018).
 ///

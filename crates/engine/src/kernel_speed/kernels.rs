@@ -7,7 +7,7 @@ use torque_backend::suite::from_host;
 use torque_backend::{Backend, MatrixData};
 use torque_cpu::Cpu;
 use torque_quant::gemm::Matrix;
-use torque_quant::{FloatKernels, FormatOps};
+use torque_quant::{FormatOps, SharedKernels};
 use torque_simd::Level;
 
 /// Encoded bytes that stream past a kernel: much more than caches hold.
@@ -196,7 +196,7 @@ fn scores_tile(setting: &Setting, kernel: &Kernel) -> Work {
     let queries = kernel.count;
     let (q, tile) = (vec![1.0; queries * HEAD_DIM], vec![1.0; TOKENS * HEAD_DIM]);
     let mut out = vec![0.0; queries * TOKENS];
-    let product = FloatKernels::of(setting.level).product;
+    let product = SharedKernels::of(setting.level).product;
     let bytes = tile.len() * size_of::<f32>();
     let run = move || {
         let matrix = |values, rows| Matrix { values, stride: HEAD_DIM, rows };
@@ -209,7 +209,7 @@ fn accumulate_tile(setting: &Setting, kernel: &Kernel) -> Work {
     let queries = kernel.count;
     let (tile, weights) = (vec![1.0; TOKENS * HEAD_DIM], vec![1.0 / TOKENS as f32; queries * TOKENS]);
     let mut out = vec![0.0; queries * HEAD_DIM];
-    let accumulate = FloatKernels::of(setting.level).accumulate_tile;
+    let accumulate = SharedKernels::of(setting.level).accumulate_tile;
     let bytes = tile.len() * size_of::<f32>();
     let run = move || {
         out.fill(0.0);

@@ -12,7 +12,8 @@
 //! bytes, `HIGH · high + low`, so that it errs by at most 2⁻¹⁶ of the largest. Sums are exact. Codes are those of the
 //! format, except that levels of a codebook are rounded to bytes: they err by [`Format::CODE_ERROR`].
 
-use crate::format::{Blocks, Format, Rotation};
+use crate::format::{Blocks, Format, Rotation, offset};
+use crate::math::{magnitude, unit};
 use crate::rotate;
 use torque_simd::{Isa, LANES};
 
@@ -55,6 +56,7 @@ pub fn unpack<F: Format, I: Isa, const VALUES: bool>(
     head_dim: usize,
     out: &mut Codes,
 ) -> bool {
+    const { assert!(!F::SHIFTED || F::ROTATION as u8 != Rotation::Head as u8, "values have no shifts") };
     if const { F::BYTES.is_multiple_of(F::BLOCK) || VALUES && F::ROTATION as u8 != Rotation::Head as u8 } {
         return false;
     }
@@ -70,7 +72,7 @@ pub fn unpack<F: Format, I: Isa, const VALUES: bool>(
     let block_bytes = token_bytes / blocks;
     assert_eq!(part.len(), tokens * blocks * block_bytes, "{}: a whole part", F::NAME);
     (out.head_dim, out.block, out.strided) = (head_dim, block, F::STRIDED);
-    out.offset = if F::WIDE { i32::from(I::BIAS) } else { i32::from(F::OFFSET) };
+    out.offset = const { offset::<F, I>() };
     let (words, groups) = (head_dim / 4, tokens / LANES);
     out.words.resize(groups * words, [0; 64]);
     out.scales.resize(groups * blocks, [0.0; LANES]);
@@ -138,12 +140,9 @@ impl Split {
             let x = x.as_chunks().0;
             let mut largest = isa.splat(0.0);
             for x in x {
-                let x = isa.load(x);
-                largest = isa.max(largest, isa.max(x, isa.sub(isa.splat(0.0), x)));
+                largest = isa.max(largest, magnitude(isa, isa.load(x)));
             }
-            let unit = isa.max_lane(largest) / TOP;
-            // A unit that is subnormal, or of an infinite number, has no inverse worth having.
-            let inverse = if unit > f32::MIN_POSITIVE && unit.is_finite() { 1.0 / unit } else { 0.0 };
+            let (unit, inverse) = unit(isa.max_lane(largest), TOP);
             self.units[r] = unit;
             let bytes = r * width..(r + 1) * width;
             let high = self.high[bytes.clone()].chunks_exact_mut(block);
@@ -348,9 +347,6 @@ pub fn accumulate<I: Isa>(isa: I, values: &Codes, weights: &[f32], room: &mut We
                             }
                         }
                     }
-                    if !values.shifts.is_empty() {
-                        shift(isa, values, weights, tokens, b, out);
-                    }
                 }
             }
         },
@@ -424,21 +420,5 @@ fn value_tile<I: Isa, const Q: usize>(
         }
         let out = out[(first + i) * values.head_dim + d..].first_chunk_mut().expect("sixteen channels");
         isa.store(isa.fma(sums, isa.splat(room.split.units[first + i]), isa.load(out)), out);
-    }
-}
-
-/// Adds weights times the shifts of block b.
-#[inline(always)]
-fn shift<I: Isa>(isa: I, values: &Codes, weights: &[f32], tokens: usize, b: usize, out: &mut [f32]) {
-    let blocks = values.head_dim / values.block;
-    for (weights, out) in weights.chunks_exact(tokens).zip(out.chunks_exact_mut(values.head_dim)) {
-        let mut sum = isa.splat(0.0);
-        for (g, weights) in weights.as_chunks().0.iter().enumerate() {
-            sum = isa.fma(isa.load(weights), isa.load(&values.shifts[g * blocks + b]), sum);
-        }
-        let sum = isa.splat(isa.sum(sum));
-        for out in out[b * values.block..][..values.block].as_chunks_mut().0 {
-            isa.store(isa.add(isa.load(out), sum), out);
-        }
     }
 }

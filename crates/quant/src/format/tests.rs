@@ -143,7 +143,7 @@ fn check_rows<F: Format>() {
             }
             seen[g] = true;
         });
-        let offset = if F::WIDE { i32::from(I::BIAS) } else { i32::from(F::OFFSET) };
+        let offset = offset::<F, I>();
         for part in 0..F::BLOCK / F::PART {
             F::row_codes(isa, blocks, part, |g, codes| {
                 assert_eq!((codes.len(), g * F::GROUP / F::PART), (F::GROUP / 4, part), "{}", F::NAME);

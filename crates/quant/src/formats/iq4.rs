@@ -10,7 +10,8 @@
 
 use super::fit::{EPSILON, nearest};
 use super::{
-    byte_of, extreme, f16_at, inverse, nibbles, pack_nibbles, read_f16, shifted, unpack_nibble, write_f16,
+    byte_of, extreme, f16_at, inverse, level_bytes, nibbles, pack_nibbles, read_f16, shifted, unpack_nibble,
+    write_f16,
 };
 use crate::format::{Blocks, Format};
 use torque_simd::{Isa, Scalar};
@@ -26,23 +27,12 @@ const LEVELS: [f32; 16] = [
     -127.0, -104.0, -83.0, -65.0, -49.0, -35.0, -22.0, -10.0, 1.0, 13.0, 25.0, 38.0, 53.0, 69.0, 89.0, 113.0,
 ];
 
-/// The same as signed bytes, plus a bias.
-const fn level_bytes(bias: u8) -> [u8; 16] {
-    let mut bytes = [0; 16];
-    let mut i = 0;
-    while i < 16 {
-        bytes[i] = (LEVELS[i] as i8 as u8).wrapping_add(bias);
-        i += 1;
-    }
-    bytes
-}
-
 /// 32 codes of what [`pack_nibbles`] wrote at `offset`.
 #[inline(always)]
 fn row_codes<I: Isa>(isa: I, blocks: Blocks<'_>, offset: usize) -> [I::N; 8] {
     let mut codes = nibbles(isa, blocks.words(isa, offset));
     for j in 0..8 {
-        codes[j] = isa.lookup_bytes(&const { level_bytes(I::BIAS) }, codes[j]);
+        codes[j] = isa.lookup_bytes(&const { level_bytes(LEVELS, I::BIAS) }, codes[j]);
     }
     codes
 }

@@ -71,6 +71,17 @@ fn nibbles<I: Isa>(isa: I, w: [I::N; 4]) -> [I::N; 8] {
     codes
 }
 
+/// Whole numbers as signed bytes, plus a bias.
+const fn level_bytes(levels: [f32; 16], bias: u8) -> [u8; 16] {
+    let mut bytes = [0; 16];
+    let mut i = 0;
+    while i < 16 {
+        bytes[i] = (levels[i] as i8 as u8).wrapping_add(bias);
+        i += 1;
+    }
+    bytes
+}
+
 /// Signed bytes plus [`Isa::BIAS`].
 #[inline(always)]
 fn biased<I: Isa>(isa: I, v: I::N) -> I::N {

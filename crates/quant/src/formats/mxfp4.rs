@@ -8,7 +8,7 @@
 //! Codes are 0, ½, 1, 1½, 2, 3, 4, 6 and, from 8 on, their negatives. Here they are doubled, so that they
 //! are integers, and the scale halved.
 
-use super::{nibbles, pack_nibbles, unpack_nibble};
+use super::{level_bytes, nibbles, pack_nibbles, unpack_nibble};
 use crate::format::{Blocks, Format};
 use torque_simd::Isa;
 
@@ -18,8 +18,8 @@ pub struct Mxfp4;
 const DOUBLED: [f32; 16] =
     [0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, -0.0, -1.0, -2.0, -3.0, -4.0, -6.0, -8.0, -12.0];
 
-/// The same plus twelve.
-const LEVEL_BYTES: [u8; 16] = [12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0];
+/// The same as bytes, with the offset.
+const LEVEL_BYTES: [u8; 16] = level_bytes(DOUBLED, Mxfp4::OFFSET);
 
 /// `2^(e − 128)`, subnormal for e < 2.
 #[inline(always)]

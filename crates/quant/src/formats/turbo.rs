@@ -17,7 +17,7 @@
 //! The levels are those of N(0, 1/128) for every g; the factor √(128/g) is part of the scale.
 //! turbo2 and turbo3 agree byte for byte with their published form when g = 128.
 
-use super::{biased, bytes16, f16_at, inverse, nibbles, read_f16, write_f16};
+use super::{biased, bytes16, f16_at, inverse, level_bytes, nibbles, read_f16, write_f16};
 use crate::codebook::{Codebook, TURBO2, TURBO3, TURBO4};
 use crate::format::{Blocks, Format, Rotation};
 use crate::rotate;
@@ -109,8 +109,8 @@ fn spread2<I: Isa>(isa: I, block: &[u8], i: usize) -> I::N {
 
 /// Levels of a codebook as whole numbers of a unit: those, up to 127, that come nearest to all of them.
 struct ByteLevels {
-    /// As signed bytes, over and over.
-    bytes: [i8; 16],
+    /// The levels, over and over.
+    levels: [f32; 16],
     /// The largest level, in units.
     top: f32,
     /// The largest error of a level, relative to the largest level.
@@ -118,18 +118,18 @@ struct ByteLevels {
 }
 
 const fn byte_levels<const N: usize>(book: &Codebook<N>) -> ByteLevels {
-    let mut best = ByteLevels { bytes: [0; 16], top: 0.0, error: 1.0 };
+    let mut best = ByteLevels { levels: [0.0; 16], top: 0.0, error: 1.0 };
     // In sixteenths: half of the range, because finer units do better anyway.
     let mut sixteenths = 64 * 16;
     while sixteenths <= 127 * 16 {
         let top = sixteenths as f32 / 16.0;
-        let mut found = ByteLevels { bytes: [0; 16], top, error: 0.0 };
+        let mut found = ByteLevels { levels: [0.0; 16], top, error: 0.0 };
         let mut i = 0;
         while i < 16 {
             let level = book.levels[i % N] / book.levels[N - 1] * top;
-            let magnitude = (level.abs() + 0.5) as i8;
-            found.bytes[i] = if level < 0.0 { -magnitude } else { magnitude };
-            let error = (level - found.bytes[i] as f32).abs() / top;
+            let magnitude = (level.abs() + 0.5) as i8 as f32;
+            found.levels[i] = if level < 0.0 { -magnitude } else { magnitude };
+            let error = (level - found.levels[i]).abs() / top;
             if error > found.error {
                 found.error = error;
             }
@@ -141,18 +141,6 @@ const fn byte_levels<const N: usize>(book: &Codebook<N>) -> ByteLevels {
         sixteenths += 1;
     }
     best
-}
-
-/// [`byte_levels`] plus a bias.
-const fn level_bytes<const N: usize>(book: &Codebook<N>, bias: u8) -> [u8; 16] {
-    let levels = byte_levels(book).bytes;
-    let mut bytes = [0; 16];
-    let mut i = 0;
-    while i < 16 {
-        bytes[i] = (levels[i] as u8).wrapping_add(bias);
-        i += 1;
-    }
-    bytes
 }
 
 /// Scales of [`byte_levels`].
@@ -231,7 +219,8 @@ impl Format for Turbo2 {
             for j in 0..8 {
                 let pair = isa.shr_by(low[2 * run + j / 4], 2 * (j as u32 % 4));
                 let code = isa.and(pair, isa.splat_n(0x0303_0303));
-                codes[j] = isa.lookup_bytes(&const { level_bytes(&TURBO2, I::BIAS) }, code);
+                codes[j] =
+                    isa.lookup_bytes(&const { level_bytes(byte_levels(&TURBO2).levels, I::BIAS) }, code);
             }
             put(run, &codes);
         }
@@ -322,7 +311,8 @@ impl Format for Turbo3 {
                         isa.and(isa.shr_by(low[2 * run + half], 2 * k as u32), isa.splat_n(0x0303_0303));
                     let third = isa.and(isa.shr_by(four, k as u32), isa.splat_n(0x0404_0404));
                     let code = isa.or(pair, third);
-                    codes[4 * half + k] = isa.lookup_bytes(&const { level_bytes(&TURBO3, I::BIAS) }, code);
+                    codes[4 * half + k] =
+                        isa.lookup_bytes(&const { level_bytes(byte_levels(&TURBO3).levels, I::BIAS) }, code);
                 }
             }
             put(run, &codes);
@@ -399,7 +389,8 @@ impl Format for Turbo4 {
             let packed = nibbles(isa, blocks.words(isa, 2 + 16 * run));
             let mut codes = packed;
             for (j, from) in [0, 1, 4, 5, 2, 3, 6, 7].into_iter().enumerate() {
-                codes[j] = isa.lookup_bytes(&const { level_bytes(&TURBO4, I::BIAS) }, packed[from]);
+                codes[j] = isa
+                    .lookup_bytes(&const { level_bytes(byte_levels(&TURBO4).levels, I::BIAS) }, packed[from]);
             }
             put(run, &codes);
         }

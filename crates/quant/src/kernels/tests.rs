@@ -122,7 +122,7 @@ fn queries_attend_to_a_part() {
                     for level in Level::all_available() {
                         let what =
                             format!("{} {level:?} {tokens} × {head_dim}, {queries} queries", format.name);
-                        let (kernels, floats) = ((format.kernels)(level), FloatKernels::of(level));
+                        let (kernels, floats) = ((format.kernels)(level), SharedKernels::of(level));
                         let mut scores = vec![f32::NAN; queries * tokens];
                         (kernels.scores)(&part, tokens, head_dim, &q, &mut scores);
                         check_products(&what, &scores, &q, &decoded, head_dim);
@@ -174,7 +174,7 @@ fn queries_attend_to_a_part_in_whole_numbers() {
                 let mut first = None;
                 for level in Level::all_available() {
                     let what = format!("{} {level:?} {tokens} × {head_dim}, {queries} queries", format.name);
-                    let (kernels, products) = ((format.kernels)(level), FloatKernels::of(level));
+                    let (kernels, products) = ((format.kernels)(level), SharedKernels::of(level));
                     let mut codes = Codes::default();
                     let mut results = Vec::new();
                     if (kernels.unpack[0])(&part, tokens, head_dim, &mut codes) {
