@@ -87,10 +87,10 @@ impl Part {
         Part { format, bytes: vec![0; side.part_bytes(format, tokens)].into_boxed_slice() }
     }
 
-    /// One head's page mean (f16; empty if the format is not centred) and blocks.
-    pub fn head(&self, side: &SidePlan, head: usize) -> (&[u8], &[u8]) {
+    /// One head's page mean (f16; empty if the format is not centred), of [`SidePlan::mean_bytes`], and blocks.
+    pub fn head(&self, side: &SidePlan, head: usize) -> &[u8] {
         let size = self.bytes.len() / side.heads;
-        self.bytes[head * size..][..size].split_at(side.mean_bytes(self.format))
+        &self.bytes[head * size..][..size]
     }
 
     /// Bytes of the part.

@@ -119,7 +119,7 @@ fn gather(store: &Store, layer: usize, side: Side, head: usize, sequence: &Seque
     let mut values = Vec::new();
     for span in spans {
         let part = store.part(*span, layer, side);
-        let (mean, blocks) = part.head(side_plan, head);
+        let (mean, blocks) = part.head(side_plan, head).split_at(side_plan.mean_bytes(part.format));
         let mut page = vec![0.0; store.plan.page * side_plan.head_dim];
         let (block, bytes) = part.format.head_block(side_plan.head_dim);
         for (block, out) in blocks.chunks_exact(bytes).zip(page.chunks_mut(block)) {

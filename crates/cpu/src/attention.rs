@@ -12,10 +12,11 @@ use std::cell::RefCell;
 use std::ops::Range;
 use torque_backend::host::{Store, Tensor};
 use torque_backend::{Attention, Segment};
-use torque_kv::{LayerPlan, Side, Span};
+use torque_kv::{LayerPlan, Side};
+use torque_quant::attend::Part;
 use torque_quant::attend::whole::{Codes, Split, Weights};
 use torque_quant::gemm::Matrix;
-use torque_quant::{FormatOps, SharedKernels, rotate};
+use torque_quant::{FormatOps, Kernels, SharedKernels, rotate};
 use torque_simd::{Isa, Level, dispatch};
 
 /// The most query rows of a unit.
@@ -132,10 +133,10 @@ pub fn attention(
     partials.plan(plan, group, segments);
     let Partials { units, values, unit_size } = partials;
 
-    let op = Op { level, shared: SharedKernels::of(level), store, attention, plan, group, widths };
+    let op = Op { level, shared: SharedKernels::of(level), store, attention, plan, segments, group, widths };
     pool.for_chunks(values, *unit_size, |i, values| {
         let unit = &units[i];
-        SCRATCH.with_borrow_mut(|scratch| op.run(unit, &segments[unit.segment], q, scratch, values));
+        SCRATCH.with_borrow_mut(|scratch| op.run(unit, units.get(i + 1), q, scratch, values));
     });
 
     // Merge: one job a row.
@@ -213,12 +214,14 @@ struct Op<'a> {
     store: &'a Store,
     attention: &'a Attention<'a, Vec<f32>>,
     plan: &'a LayerPlan,
+    segments: &'a [Segment<'a>],
     group: usize,
     /// Values of a head of what K and V are read from.
     widths: [usize; 2],
 }
 
 /// Keys and values of one head, some consecutive tokens.
+#[derive(Clone, Copy)]
 struct Piece<'a> {
     /// Position of the first token.
     start: usize,
@@ -226,8 +229,17 @@ struct Piece<'a> {
     tokens: usize,
     /// Tokens that belong to the sequence: the first of those.
     len: usize,
-    /// K, V: format, page mean (f16), blocks.
-    sides: [(&'static FormatOps, &'a [u8], &'a [u8]); 2],
+    /// K, V.
+    sides: [Stored<'a>; 2],
+}
+
+/// Keys or values of a [`Piece`].
+#[derive(Clone, Copy)]
+struct Stored<'a> {
+    format: &'static FormatOps,
+    /// The page mean (f16) and the blocks.
+    bytes: &'a [u8],
+    mean_bytes: usize,
 }
 
 impl Op<'_> {
@@ -236,8 +248,9 @@ impl Op<'_> {
         side.rotated.then(|| rotate::Head::new(side.head_dim).expect("checked by Plan::new"))
     }
 
-    /// One unit's partial results into `values`.
-    fn run(&self, unit: &Unit, segment: &Segment, q: &Tensor, scratch: &mut Scratch, values: &mut [f32]) {
+    /// One unit's partial results into `values`. `next` is the unit that this thread will probably run next.
+    fn run(&self, unit: &Unit, next: Option<&Unit>, q: &Tensor, scratch: &mut Scratch, values: &mut [f32]) {
+        let segment = &self.segments[unit.segment];
         let [k_dim, v_width] = self.widths;
         let queries = unit.rows.len() * self.group;
         // Queries of this KV head, row by row, scaled and in the keys' domain.
@@ -251,6 +264,7 @@ impl Op<'_> {
             rotation.forward(&mut scratch.q);
         }
         elementwise::scale(self.level, self.attention.scale, &mut scratch.q);
+        scratch.split.clear();
 
         let (state, out) = values.split_at_mut(2 * queries);
         let out = &mut out[..queries * v_width];
@@ -258,37 +272,52 @@ impl Op<'_> {
         out.fill(0.0);
         let first = segment.position() + unit.rows.start - segment.rows.start;
         let positions = first..first + unit.rows.len();
-        for span in &segment.sequence.spans(self.plan.window_class)[unit.spans.clone()] {
-            self.piece(&self.sealed(*span, unit.kv_head), &positions, scratch, state, out);
-        }
-        if unit.tail {
-            let sequence = segment.sequence;
-            let page = self.store.plan.page;
-            for from in (0..sequence.tail_len()).step_by(page) {
-                let tokens = page.min(sequence.tail_len() - from);
-                let sides = Side::BOTH.map(|side| {
-                    let tail = self.store.tail(sequence.slot, self.attention.layer, side);
-                    (tail.row_format(), &[][..], tail.rows(unit.kv_head, from, tokens))
-                });
-                let piece = Piece { start: sequence.tail_start() + from, tokens, len: tokens, sides };
-                self.piece(&piece, &positions, scratch, state, out);
-            }
+        let mut pieces = self.pieces(unit).peekable();
+        while let Some(piece) = pieces.next() {
+            let next = pieces.peek().copied().or_else(|| self.pieces(next?).next());
+            let next = next.map_or(&[][..], |next| next.sides[0].bytes);
+            self.piece(&piece, next, &positions, scratch, state, out);
         }
     }
 
-    fn sealed(&self, span: Span, kv_head: usize) -> Piece<'_> {
-        let sides = Side::BOTH.map(|side| {
-            let part = self.store.part(span, self.attention.layer, side);
-            let (mean, blocks) = part.head(self.plan.side(side), kv_head);
-            (part.format, mean, blocks)
+    /// Sealed pages, then the tail in pieces as long as a page.
+    fn pieces(&self, unit: &Unit) -> impl Iterator<Item = Piece<'_>> {
+        let (sequence, page) = (self.segments[unit.segment].sequence, self.store.plan.page);
+        let sealed = sequence.spans(self.plan.window_class)[unit.spans.clone()].iter();
+        let sealed = sealed.map(move |span| {
+            let sides = Side::BOTH.map(|side| {
+                let part = self.store.part(*span, self.attention.layer, side);
+                let side = self.plan.side(side);
+                let bytes = part.head(side, unit.kv_head);
+                Stored { format: part.format, bytes, mean_bytes: side.mean_bytes(part.format) }
+            });
+            Piece { start: span.start, tokens: page, len: span.len, sides }
         });
-        Piece { start: span.start, tokens: self.store.plan.page, len: span.len, sides }
+        let tail = (0..if unit.tail { sequence.tail_len() } else { 0 }).step_by(page);
+        sealed.chain(tail.map(move |from| {
+            let tokens = page.min(sequence.tail_len() - from);
+            let sides = Side::BOTH.map(|side| {
+                let tail = self.store.tail(sequence.slot, self.attention.layer, side);
+                let bytes = tail.rows(unit.kv_head, from, tokens);
+                Stored { format: tail.row_format(), bytes, mean_bytes: 0 }
+            });
+            Piece { start: sequence.tail_start() + from, tokens, len: tokens, sides }
+        }))
     }
 
-    /// Adds a piece's keys and values to the running results of queries at `positions`.
+    /// The kernels, the page mean and the blocks of a side of a piece.
+    fn stored<'a>(&self, piece: &Piece<'a>, side: Side, next: &'a [u8]) -> (Kernels, &'a [u8], Part<'a>) {
+        let Stored { format, bytes, mean_bytes } = piece.sides[side as usize];
+        let (mean, bytes) = bytes.split_at(mean_bytes);
+        let part = Part { bytes, tokens: piece.tokens, head_dim: self.widths[side as usize], next };
+        ((format.kernels)(self.level), mean, part)
+    }
+
+    /// Adds a piece's keys and values to the running results of queries at `positions`. `next` is what is read after it.
     fn piece(
         &self,
         piece: &Piece,
+        next: &[u8],
         positions: &Range<usize>,
         scratch: &mut Scratch,
         state: &mut [f32],
@@ -307,22 +336,21 @@ impl Op<'_> {
         let Scratch { q, scores, codes, split, weights, tile, mean, .. } = scratch;
         scores.resize(queries * piece.tokens, 0.0);
 
-        let (format, k_mean, blocks) = piece.sides[0];
-        let kernels = (format.kernels)(level);
+        let (kernels, k_mean, part) = self.stored(piece, Side::K, piece.sides[1].bytes);
         read_mean(level, k_mean, mean);
         let mut decoded = false;
-        let whole = (kernels.unpack[0])(blocks, piece.tokens, k_dim, codes);
+        let whole = (kernels.unpack[0])(part, codes);
         if whole || in_registers {
             match whole {
                 true => (self.shared.scores)(codes, q, split, scores),
-                false => (kernels.scores)(blocks, piece.tokens, k_dim, q, scores),
+                false => (kernels.scores)(part, q, scores),
             }
             if !mean.is_empty() {
                 elementwise::add_dots(level, q, mean, piece.tokens, scores);
             }
         } else {
             tile.resize(piece.tokens * k_dim, 0.0);
-            (kernels.decode_tile)(blocks, piece.tokens, k_dim, tile);
+            (kernels.decode_tile)(part, tile);
             decoded = self.plan.shape.values_in_keys;
             add_mean(level, mean, tile);
             let matrix = |values, rows| Matrix { values, stride: k_dim, rows };
@@ -356,14 +384,13 @@ impl Op<'_> {
             }
         }
 
-        let (format, v_mean, blocks) = piece.sides[1];
-        let kernels = (format.kernels)(level);
+        let (kernels, v_mean, part) = self.stored(piece, Side::V, next);
         read_mean(level, v_mean, mean);
-        let whole = (kernels.unpack[1])(blocks, piece.tokens, v_width, codes);
+        let whole = (kernels.unpack[1])(part, codes);
         if whole || in_registers {
             match whole {
                 true => (self.shared.accumulate)(codes, scores, weights, out),
-                false => (kernels.accumulate)(blocks, piece.tokens, v_width, scores, out),
+                false => (kernels.accumulate)(part, scores, out),
             }
             if !mean.is_empty() {
                 for (weights, out) in scores.chunks_exact(piece.tokens).zip(out.chunks_exact_mut(v_width)) {
@@ -374,7 +401,7 @@ impl Op<'_> {
             // Values that lie in the keys are in the tile already.
             if !decoded {
                 tile.resize(piece.tokens * v_width, 0.0);
-                (kernels.decode_tile)(blocks, piece.tokens, v_width, tile);
+                (kernels.decode_tile)(part, tile);
                 add_mean(level, mean, tile);
             }
             (self.shared.accumulate_tile)(tile, piece.tokens, v_width, scores, out);

@@ -15,10 +15,24 @@ use crate::gemm::{Matrix, outer_products};
 use crate::{Format, Rotation, rotate};
 use torque_simd::{Isa, LANES};
 
-/// Encoded tokens of one KV head, seen as chunks of sixteen values.
+/// Keys or values of one KV head, some tokens, as they are stored.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Part<'a> {
+    /// Blocks of `tokens * head_dim` values.
+    pub bytes: &'a [u8],
+    /// Tokens.
+    pub tokens: usize,
+    /// Values of a token.
+    pub head_dim: usize,
+    /// What will be read after it. Kernels that read a part for the first time ask the memory for it meanwhile.
+    pub next: &'a [u8],
+}
+
+/// A [`Part`] seen as chunks of sixteen values.
 #[derive(Clone, Copy)]
-struct Part<'a> {
+struct Chunks<'a> {
     bytes: &'a [u8],
+    next: &'a [u8],
     tokens: usize,
     /// Chunks of a token.
     width: usize,
@@ -27,9 +41,9 @@ struct Part<'a> {
     block_bytes: usize,
 }
 
-impl<'a> Part<'a> {
+impl<'a> Chunks<'a> {
     #[inline(always)]
-    fn new<F: Format>(bytes: &'a [u8], tokens: usize, head_dim: usize) -> Self {
+    fn new<F: Format>(Part { bytes, tokens, head_dim, next }: Part<'a>) -> Self {
         const { assert!(F::GROUP == F::BLOCK, "a block of a cache has one scale") };
         assert!(head_dim.is_multiple_of(LANES), "a head of {head_dim} values");
         let width = head_dim / LANES;
@@ -38,7 +52,7 @@ impl<'a> Part<'a> {
             let blocks = tokens * width / block;
             assert!(tokens == 0 || bytes.len().is_multiple_of(blocks), "{}: a whole part", F::NAME);
             let block_bytes = bytes.len().checked_div(blocks).unwrap_or(0);
-            return Part { bytes, tokens, width, block, block_bytes };
+            return Chunks { bytes, next, tokens, width, block, block_bytes };
         }
         let block = F::BLOCK / LANES;
         assert!(
@@ -52,7 +66,7 @@ impl<'a> Part<'a> {
             "{}: {tokens} tokens of {head_dim}",
             F::NAME
         );
-        Part { bytes, tokens, width, block, block_bytes: F::BYTES }
+        Chunks { bytes, next, tokens, width, block, block_bytes: F::BYTES }
     }
 
     /// Bytes of a block of B chunks.
@@ -61,12 +75,13 @@ impl<'a> Part<'a> {
         if const { B * LANES == F::BLOCK } { F::BYTES } else { self.block_bytes }
     }
 
-    /// Asks for sixteen tokens, from the t-th on, which need not be there.
+    /// Asks for sixteen tokens, from the t-th on, or for what is next.
     #[inline(always)]
     fn prefetch(&self, isa: impl Isa, t: usize) {
         let token = self.bytes.len() / self.tokens;
+        let (bytes, first) = if t < self.tokens { (self.bytes, t) } else { (self.next, t - self.tokens) };
         for line in 0..(LANES * token).div_ceil(64) {
-            isa.prefetch(self.bytes, t * token + 64 * line);
+            isa.prefetch(bytes, first * token + 64 * line);
         }
     }
 
@@ -123,15 +138,9 @@ impl<V: Copy> Affine<V> {
 const DEPTH: usize = 16;
 
 /// `out[i * tokens + t] = Σ_d q[i * head_dim + d] k[t, d]`, neither scaled nor masked.
-pub fn scores<F: Format, I: Isa>(
-    isa: I,
-    part: &[u8],
-    tokens: usize,
-    head_dim: usize,
-    q: &[f32],
-    out: &mut [f32],
-) {
-    let part = Part::new::<F>(part, tokens, head_dim);
+pub fn scores<F: Format, I: Isa>(isa: I, part: Part<'_>, q: &[f32], out: &mut [f32]) {
+    let (tokens, head_dim) = (part.tokens, part.head_dim);
+    let part = Chunks::new::<F>(part);
     let queries = q.len() / head_dim;
     assert_eq!((q.len(), out.len()), (queries * head_dim, queries * tokens), "shapes of q and out");
     let width = const { vectors::<I>() };
@@ -144,6 +153,7 @@ pub fn scores<F: Format, I: Isa>(
                 1 => with_block!(part, scores_of::<F, I, 1>(isa, part, q, out)),
                 _ if left == 1 => with_block!(part, scores_of::<F, I, 1>(isa, part, q, out)),
                 4 => with_block!(part, scores_of::<F, I, 4>(isa, part, q, out)),
+                _ if left == 2 => with_block!(part, scores_of::<F, I, 2>(isa, part, q, out)),
                 _ if left <= 4 => with_block!(part, scores_of::<F, I, 4>(isa, part, q, out)),
                 _ => with_block!(part, scores_of::<F, I, 8>(isa, part, q, out)),
             },
@@ -155,7 +165,7 @@ pub fn scores<F: Format, I: Isa>(
 #[inline(always)]
 fn scores_of<F: Format, I: Isa, const Q: usize, const B: usize>(
     isa: I,
-    part: Part<'_>,
+    part: Chunks<'_>,
     q: &[f32],
     out: &mut [f32],
 ) {
@@ -197,7 +207,7 @@ fn scores_of<F: Format, I: Isa, const Q: usize, const B: usize>(
 #[inline(always)]
 fn token_products<F: Format, I: Isa, const Q: usize, const B: usize>(
     isa: I,
-    part: Part<'_>,
+    part: Chunks<'_>,
     token: usize,
     d: usize,
     q: &[[[f32; LANES]; Q]],
@@ -229,15 +239,9 @@ fn token_products<F: Format, I: Isa, const Q: usize, const B: usize>(
 }
 
 /// `out[i * head_dim + d] += Σ_t weights[i * tokens + t] v[t, d]`.
-pub fn accumulate<F: Format, I: Isa>(
-    isa: I,
-    part: &[u8],
-    tokens: usize,
-    head_dim: usize,
-    weights: &[f32],
-    out: &mut [f32],
-) {
-    let part = Part::new::<F>(part, tokens, head_dim);
+pub fn accumulate<F: Format, I: Isa>(isa: I, part: Part<'_>, weights: &[f32], out: &mut [f32]) {
+    let (tokens, head_dim) = (part.tokens, part.head_dim);
+    let part = Chunks::new::<F>(part);
     let queries = out.len() / head_dim;
     assert_eq!(
         (out.len(), weights.len()),
@@ -255,6 +259,7 @@ pub fn accumulate<F: Format, I: Isa>(
                 4 if left == 1 => with_block!(part, accumulate_of::<F, I, 4, 1>(isa, part, weights, out)),
                 4 => with_block!(part, accumulate_of::<F, I, 1, 4>(isa, part, weights, out)),
                 _ if left == 1 => with_block!(part, accumulate_of::<F, I, 4, 1>(isa, part, weights, out)),
+                _ if left == 2 => with_block!(part, accumulate_of::<F, I, 8, 2>(isa, part, weights, out)),
                 _ if left <= 4 => with_block!(part, accumulate_of::<F, I, 4, 4>(isa, part, weights, out)),
                 _ => with_block!(part, accumulate_of::<F, I, 2, 8>(isa, part, weights, out)),
             },
@@ -266,7 +271,7 @@ pub fn accumulate<F: Format, I: Isa>(
 #[inline(always)]
 fn accumulate_of<F: Format, I: Isa, const D: usize, const Q: usize, const B: usize>(
     isa: I,
-    part: Part<'_>,
+    part: Chunks<'_>,
     weights: &[f32],
     out: &mut [f32],
 ) {
@@ -285,7 +290,7 @@ fn accumulate_of<F: Format, I: Isa, const D: usize, const Q: usize, const B: usi
 #[inline(always)]
 fn accumulate_chunks<F: Format, I: Isa, const D: usize, const Q: usize, const B: usize>(
     isa: I,
-    part: Part<'_>,
+    part: Chunks<'_>,
     d: usize,
     weights: &[f32],
     out: &mut [f32],
@@ -351,9 +356,9 @@ fn add<I: Isa>(isa: I, sums: &[I::F], row: &mut [f32], d: usize) {
 }
 
 /// `out[t * head_dim + d]` = the decoded part.
-pub fn decode_tile<F: Format, I: Isa>(isa: I, part: &[u8], tokens: usize, head_dim: usize, out: &mut [f32]) {
-    let part = Part::new::<F>(part, tokens, head_dim);
-    assert_eq!(out.len(), tokens * head_dim, "shape of out");
+pub fn decode_tile<F: Format, I: Isa>(isa: I, part: Part<'_>, out: &mut [f32]) {
+    assert_eq!(out.len(), part.tokens * part.head_dim, "shape of out");
+    let part = Chunks::new::<F>(part);
     isa.run(
         #[inline(always)]
         || {

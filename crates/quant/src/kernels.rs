@@ -1,5 +1,6 @@
 //! The kernels of a format, chosen for an instruction set at run time.
 
+use crate::attend::Part;
 use crate::attend::whole::{self, Codes, Split, Weights};
 use crate::gemm::Matrix;
 use crate::int8::{self, Rounded};
@@ -19,15 +20,14 @@ pub struct Kernels {
     pub multiply: fn(&[u8], usize, &[Rounded], &mut [f32]),
     /// [`Rounded::round`]: `(out, x)`.
     pub round: fn(&mut Rounded, &[f32]),
-    /// [`attend::scores`]: `(part, tokens, head_dim, q, out)`.
-    pub scores: fn(&[u8], usize, usize, &[f32], &mut [f32]),
-    /// [`attend::accumulate`]: `(part, tokens, head_dim, weights, out)`.
-    pub accumulate: fn(&[u8], usize, usize, &[f32], &mut [f32]),
-    /// [`attend::decode_tile`]: `(part, tokens, head_dim, out)`.
-    pub decode_tile: fn(&[u8], usize, usize, &mut [f32]),
-    /// [`whole::unpack`] of keys and of values: `(part, tokens, head_dim, out)`.
-    #[allow(clippy::type_complexity)]
-    pub unpack: [fn(&[u8], usize, usize, &mut Codes) -> bool; 2],
+    /// [`attend::scores`]: `(part, q, out)`.
+    pub scores: fn(Part<'_>, &[f32], &mut [f32]),
+    /// [`attend::accumulate`]: `(part, weights, out)`.
+    pub accumulate: fn(Part<'_>, &[f32], &mut [f32]),
+    /// [`attend::decode_tile`]: `(part, out)`.
+    pub decode_tile: fn(Part<'_>, &mut [f32]),
+    /// [`whole::unpack`] of keys and of values: `(part, out)`.
+    pub unpack: [fn(Part<'_>, &mut Codes) -> bool; 2],
 }
 
 impl Kernels {
@@ -68,43 +68,33 @@ impl Kernels {
             round: |out, x| out.round(isa::<I>(), x),
             scores: const {
                 if F::KV {
-                    |part, tokens, head_dim, q, out| {
-                        attend::scores::<F, I>(isa(), part, tokens, head_dim, q, out)
-                    }
+                    |part, q, out| attend::scores::<F, I>(isa(), part, q, out)
                 } else {
-                    |_, _, _, _, _| panic!("{} holds no K and V", F::NAME)
+                    |_, _, _| panic!("{} holds no K and V", F::NAME)
                 }
             },
             accumulate: const {
                 if F::KV {
-                    |part, tokens, head_dim, weights, out| {
-                        attend::accumulate::<F, I>(isa(), part, tokens, head_dim, weights, out)
-                    }
+                    |part, weights, out| attend::accumulate::<F, I>(isa(), part, weights, out)
                 } else {
-                    |_, _, _, _, _| panic!("{} holds no K and V", F::NAME)
+                    |_, _, _| panic!("{} holds no K and V", F::NAME)
                 }
             },
             decode_tile: const {
                 if F::KV {
-                    |part, tokens, head_dim, out| {
-                        attend::decode_tile::<F, I>(isa(), part, tokens, head_dim, out)
-                    }
+                    |part, out| attend::decode_tile::<F, I>(isa(), part, out)
                 } else {
-                    |_, _, _, _| panic!("{} holds no K and V", F::NAME)
+                    |_, _| panic!("{} holds no K and V", F::NAME)
                 }
             },
             unpack: const {
                 if F::KV {
                     [
-                        |part, tokens, head_dim, out| {
-                            whole::unpack::<F, I, false>(isa(), part, tokens, head_dim, out)
-                        },
-                        |part, tokens, head_dim, out| {
-                            whole::unpack::<F, I, true>(isa(), part, tokens, head_dim, out)
-                        },
+                        |part, out| whole::unpack::<F, I, false>(isa(), part, out),
+                        |part, out| whole::unpack::<F, I, true>(isa(), part, out),
                     ]
                 } else {
-                    [|_, _, _, _| panic!("{} holds no K and V", F::NAME); 2]
+                    [|_, _| panic!("{} holds no K and V", F::NAME); 2]
                 }
             },
         }

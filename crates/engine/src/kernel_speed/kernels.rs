@@ -6,6 +6,7 @@ use std::hint::black_box;
 use torque_backend::suite::from_host;
 use torque_backend::{Backend, MatrixData};
 use torque_cpu::Cpu;
+use torque_quant::attend::Part;
 use torque_quant::gemm::Matrix;
 use torque_quant::{FormatOps, SharedKernels};
 use torque_simd::Level;
@@ -121,11 +122,15 @@ impl Setting {
     }
 
     /// Work on parts of the KV cache.
-    fn parts(&self, kernel: &Kernel, mut run: impl FnMut(&[u8]) + 'static) -> Work {
+    fn parts(&self, kernel: &Kernel, mut run: impl FnMut(Part<'_>) + 'static) -> Work {
         let part = self.part_bytes();
         let mut pieces = self.pieces(kernel.from, part);
         let bytes = pieces().len();
-        let run = Box::new(move || pieces().chunks_exact(part).for_each(|part| run(black_box(part))));
+        let run = Box::new(move || {
+            for bytes in pieces().chunks_exact(part) {
+                run(Part { bytes: black_box(bytes), tokens: TOKENS, head_dim: HEAD_DIM, next: &[] });
+            }
+        });
         Work { bytes, multiply_adds: bytes / part * TOKENS * HEAD_DIM * kernel.count, run }
     }
 }
@@ -151,7 +156,7 @@ fn product(setting: &Setting, kernel: &Kernel) -> Work {
 fn scores(setting: &Setting, kernel: &Kernel) -> Work {
     let (q, mut out) = (vec![1.0; kernel.count * HEAD_DIM], vec![0.0; kernel.count * TOKENS]);
     let scores = (setting.format.kernels)(setting.level).scores;
-    setting.parts(kernel, move |part| scores(part, TOKENS, HEAD_DIM, &q, black_box(&mut out)))
+    setting.parts(kernel, move |part| scores(part, &q, black_box(&mut out)))
 }
 
 fn accumulate(setting: &Setting, kernel: &Kernel) -> Work {
@@ -161,14 +166,14 @@ fn accumulate(setting: &Setting, kernel: &Kernel) -> Work {
     setting.parts(kernel, move |part| {
         // Sums that grow from run to run would end in infinity.
         out.fill(0.0);
-        accumulate(part, TOKENS, HEAD_DIM, &weights, black_box(&mut out));
+        accumulate(part, &weights, black_box(&mut out));
     })
 }
 
 fn decode_tile(setting: &Setting, kernel: &Kernel) -> Work {
     let mut tile = vec![0.0; TOKENS * HEAD_DIM];
     let decode = (setting.format.kernels)(setting.level).decode_tile;
-    let work = setting.parts(kernel, move |part| decode(part, TOKENS, HEAD_DIM, black_box(&mut tile)));
+    let work = setting.parts(kernel, move |part| decode(part, black_box(&mut tile)));
     Work { multiply_adds: 0, ..work }
 }
 

@@ -12,6 +12,7 @@
 //! bytes, `HIGH · high + low`, so that it errs by at most 2⁻¹⁶ of the largest. Sums are exact. Codes are those of the
 //! format, except that levels of a codebook are rounded to bytes: they err by [`Format::CODE_ERROR`].
 
+use super::Part;
 use crate::format::{Blocks, Format, Rotation, offset};
 use crate::math::{magnitude, unit};
 use crate::rotate;
@@ -51,9 +52,7 @@ pub struct Codes {
 /// unusual size; tokens come in sixteens; and weights times the scales of small blocks of values are too many.
 pub fn unpack<F: Format, I: Isa, const VALUES: bool>(
     isa: I,
-    part: &[u8],
-    tokens: usize,
-    head_dim: usize,
+    Part { bytes: part, tokens, head_dim, next }: Part<'_>,
     out: &mut Codes,
 ) -> bool {
     const { assert!(!F::SHIFTED || F::ROTATION as u8 != Rotation::Head as u8, "values have no shifts") };
@@ -74,6 +73,8 @@ pub fn unpack<F: Format, I: Isa, const VALUES: bool>(
     (out.head_dim, out.block, out.strided) = (head_dim, block, F::STRIDED);
     out.offset = const { offset::<F, I>() };
     let (words, groups) = (head_dim / 4, tokens / LANES);
+    // Lines of what is next to ask for with each group.
+    let lines = next.len().div_ceil(64 * groups.max(1));
     out.words.resize(groups * words, [0; 64]);
     out.scales.resize(groups * blocks, [0.0; LANES]);
     out.shifts.resize(if F::SHIFTED { groups * blocks } else { 0 }, [0.0; LANES]);
@@ -82,6 +83,9 @@ pub fn unpack<F: Format, I: Isa, const VALUES: bool>(
         || {
             let of_groups = out.words.chunks_exact_mut(words).zip(part.chunks_exact(LANES * token_bytes));
             for (g, (words, part)) in of_groups.enumerate() {
+                for line in g * lines..(g + 1) * lines {
+                    isa.prefetch(next, 64 * line);
+                }
                 for (b, words) in words.chunks_exact_mut(block / 4).enumerate() {
                     let rows = Blocks::new(&part[b * block_bytes..], token_bytes, block_bytes);
                     F::row_affines(
@@ -124,9 +128,16 @@ pub struct Split {
     totals: Vec<i32>,
     /// `[rows]`: what one unit is.
     units: Vec<f32>,
+    /// Values of a block and whether their order is that of [`Format::STRIDED`]; none if nothing is split.
+    layout: Option<(usize, bool)>,
 }
 
 impl Split {
+    /// Forgets what was split: [`scores`] takes the queries to be the same until then.
+    pub fn clear(&mut self) {
+        self.layout = None;
+    }
+
     /// Splits rows of `width` numbers, blocks of a multiple of 16. If `strided`, sixteen numbers are stored in the
     /// order of [`Format::STRIDED`].
     #[inline(always)]
@@ -183,8 +194,8 @@ fn joined<I: Isa>(isa: I, high: I::N, low: I::N) -> I::N {
     isa.add_n(isa.sub_n(isa.shl::<8>(high), high), low)
 }
 
-/// `out[i * tokens + t] = Σ_d q[i * head_dim + d] k[t, d]`, neither scaled nor masked, for keys that are unpacked,
-/// with room to work in.
+/// `out[i * tokens + t] = Σ_d q[i * head_dim + d] k[t, d]`, neither scaled nor masked, for keys that are unpacked.
+/// `split` is that of these queries, or [clear](Split::clear).
 pub fn scores<I: Isa>(isa: I, keys: &Codes, q: &[f32], split: &mut Split, out: &mut [f32]) {
     let queries = q.len() / keys.head_dim;
     let tokens = keys.words.len() / (keys.head_dim / 4) * LANES;
@@ -192,7 +203,11 @@ pub fn scores<I: Isa>(isa: I, keys: &Codes, q: &[f32], split: &mut Split, out: &
     isa.run(
         #[inline(always)]
         || {
-            split.rows(isa, q, keys.head_dim, keys.block, keys.strided);
+            let layout = Some((keys.block, keys.strided));
+            if split.layout != layout {
+                split.rows(isa, q, keys.head_dim, keys.block, keys.strided);
+                split.layout = layout;
+            }
             let groups = tokens / LANES;
             let blocks = keys.head_dim / keys.block;
             // Sixteen tokens in some vectors and some queries: as many sums as registers hold.

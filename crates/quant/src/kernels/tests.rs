@@ -1,6 +1,7 @@
 //! Every kernel of every format on every instruction set, against scalar decoding and sums in f64.
 
 use super::*;
+use crate::attend::Part;
 use crate::attend::whole::{Codes, Split, Weights};
 use crate::rotate::{self, Pcg64};
 use crate::{FORMATS, FormatOps, Rotation};
@@ -104,6 +105,11 @@ fn encoded_part(format: &FormatOps, seed: u32, tokens: usize, head_dim: usize) -
     (part, decoded)
 }
 
+/// The bytes as a part after which it is read again.
+fn part(bytes: &[u8], tokens: usize, head_dim: usize) -> Part<'_> {
+    Part { bytes, tokens, head_dim, next: bytes }
+}
+
 /// Rows become columns.
 fn transposed(x: &[f32], columns: usize) -> Vec<f32> {
     (0..columns).flat_map(|c| x.chunks(columns).map(move |row| row[c])).collect()
@@ -114,7 +120,7 @@ fn queries_attend_to_a_part() {
     for format in FORMATS.iter().filter(|f| f.kv) {
         for head_dim in [16, 48, 64, 80, 96, 112, 128, 192, 256] {
             for tokens in [2, 16, 38] {
-                let (part, decoded) = encoded_part(format, 4, tokens, head_dim);
+                let (bytes, decoded) = encoded_part(format, 4, tokens, head_dim);
                 for queries in [1, 2, 3, 4, 7, 8, 9, 16] {
                     let (q, weights) = (noise(5, queries * head_dim), noise(6, queries * tokens));
                     let start = noise(7, queries * head_dim);
@@ -124,11 +130,11 @@ fn queries_attend_to_a_part() {
                             format!("{} {level:?} {tokens} × {head_dim}, {queries} queries", format.name);
                         let (kernels, floats) = ((format.kernels)(level), SharedKernels::of(level));
                         let mut scores = vec![f32::NAN; queries * tokens];
-                        (kernels.scores)(&part, tokens, head_dim, &q, &mut scores);
+                        (kernels.scores)(part(&bytes, tokens, head_dim), &q, &mut scores);
                         check_products(&what, &scores, &q, &decoded, head_dim);
 
                         let mut tile = vec![f32::NAN; tokens * head_dim];
-                        (kernels.decode_tile)(&part, tokens, head_dim, &mut tile);
+                        (kernels.decode_tile)(part(&bytes, tokens, head_dim), &mut tile);
                         let mut tile_scores = vec![f32::NAN; queries * tokens];
                         let q = Matrix { values: &q, stride: head_dim, rows: queries };
                         let k = Matrix { values: &tile, stride: head_dim, rows: tokens };
@@ -136,14 +142,14 @@ fn queries_attend_to_a_part() {
                         check_products(&what, &tile_scores, q.values, &decoded, head_dim);
 
                         let mut out = vec![0.0; queries * head_dim];
-                        (kernels.accumulate)(&part, tokens, head_dim, &weights, &mut out);
+                        (kernels.accumulate)(part(&bytes, tokens, head_dim), &weights, &mut out);
                         check_products(&what, &out, &weights, &transposed(&decoded, head_dim), tokens);
                         let mut tile_out = vec![0.0; queries * head_dim];
                         (floats.accumulate_tile)(&tile, tokens, head_dim, &weights, &mut tile_out);
                         assert_eq!(bits(&tile_out), bits(&out), "{what}: tiles give the same output");
 
                         let mut added = start.clone();
-                        (kernels.accumulate)(&part, tokens, head_dim, &weights, &mut added);
+                        (kernels.accumulate)(part(&bytes, tokens, head_dim), &weights, &mut added);
                         let sums: Vec<f32> = start.iter().zip(&out).map(|(start, out)| start + out).collect();
                         assert_eq!(added, sums, "{what}: adds to what is there");
 
@@ -166,7 +172,7 @@ fn queries_attend_to_a_part_in_whole_numbers() {
         for (head_dim, tokens) in
             sizes.into_iter().chain([(128, 128), (256, 48), (64, 40), (128, 512), (32, 1024)])
         {
-            let (part, decoded) = encoded_part(format, 4, tokens, head_dim);
+            let (bytes, decoded) = encoded_part(format, 4, tokens, head_dim);
             for queries in if tokens > 100 { vec![1, 2, 40] } else { vec![1, 2, 3, 4, 5, 9] } {
                 // One large query and weight among small ones.
                 let (mut q, mut weights) = (noise(5, queries * head_dim), noise(6, queries * tokens));
@@ -177,14 +183,14 @@ fn queries_attend_to_a_part_in_whole_numbers() {
                     let (kernels, products) = ((format.kernels)(level), SharedKernels::of(level));
                     let mut codes = Codes::default();
                     let mut results = Vec::new();
-                    if (kernels.unpack[0])(&part, tokens, head_dim, &mut codes) {
+                    if (kernels.unpack[0])(part(&bytes, tokens, head_dim), &mut codes) {
                         let mut scores = vec![f32::NAN; queries * tokens];
                         (products.scores)(&codes, &q, &mut Split::default(), &mut scores);
                         check_within(format, &what, &scores, &q, &decoded, head_dim);
                         results.push(bits(&scores));
                         unpacked[0] = true;
                     }
-                    if (kernels.unpack[1])(&part, tokens, head_dim, &mut codes) {
+                    if (kernels.unpack[1])(part(&bytes, tokens, head_dim), &mut codes) {
                         let mut out = vec![0.0; queries * head_dim];
                         (products.accumulate)(&codes, &weights, &mut Weights::default(), &mut out);
                         check_within(format, &what, &out, &weights, &transposed(&decoded, head_dim), tokens);
@@ -226,13 +232,13 @@ fn no_tokens_and_no_queries_are_fine() {
         for level in Level::all_available() {
             let kernels = (format.kernels)(level);
             let mut out = vec![1.0; 128];
-            (kernels.scores)(&[], 0, 128, &[0.0; 128], &mut []);
-            (kernels.accumulate)(&[], 0, 128, &[], &mut out);
-            (kernels.decode_tile)(&[], 0, 128, &mut []);
+            (kernels.scores)(Part { head_dim: 128, ..Part::default() }, &[0.0; 128], &mut []);
+            (kernels.accumulate)(Part { head_dim: 128, ..Part::default() }, &[], &mut out);
+            (kernels.decode_tile)(Part { head_dim: 128, ..Part::default() }, &mut []);
             assert_eq!(out, [1.0; 128]);
-            let (part, _) = encoded_part(format, 8, 2, 128);
-            (kernels.scores)(&part, 2, 128, &[], &mut []);
-            (kernels.accumulate)(&part, 2, 128, &[], &mut []);
+            let (bytes, _) = encoded_part(format, 8, 2, 128);
+            (kernels.scores)(part(&bytes, 2, 128), &[], &mut []);
+            (kernels.accumulate)(part(&bytes, 2, 128), &[], &mut []);
         }
     }
 }
@@ -304,15 +310,15 @@ fn kernels_are_inlined() {
             }
             if timed.contains(&name) && format.kv {
                 // The same number of products: eight queries, 256 tokens of 128 values.
-                let (part, _) = encoded_part(format, 3, 256, 128);
+                let (bytes, _) = encoded_part(format, 3, 256, 128);
                 let (mut scores, mut out) = (vec![0.0; tokens * 256], vec![0.0; tokens * 128]);
                 times.push((
                     "scores",
-                    fastest(|| (kernels.scores)(&part, 256, 128, &x[..tokens * 128], &mut scores)),
+                    fastest(|| (kernels.scores)(part(&bytes, 256, 128), &x[..tokens * 128], &mut scores)),
                 ));
                 times.push((
                     "accumulate",
-                    fastest(|| (kernels.accumulate)(&part, 256, 128, &scores, &mut out)),
+                    fastest(|| (kernels.accumulate)(part(&bytes, 256, 128), &scores, &mut out)),
                 ));
             }
             for (kernel, time) in times {
