@@ -254,8 +254,8 @@ pub trait Backend: Send + Sync + 'static {
 
     /// `out[t] = table[tokens[t]]`.
     fn embed(&self, table: &Self::Matrix, tokens: &[u32], out: &mut Self::Tensor);
-    /// `out[t][o] = Σ_i w[o][i]·x[t][i]`.
-    fn linear(&self, w: &Self::Matrix, x: &Self::Tensor, out: &mut Self::Tensor);
+    /// For each of some matrices w that read the same x, `out[t][o] = Σ_i w[o][i]·x[t][i]`.
+    fn linear(&self, x: &Self::Tensor, products: &mut [(&Self::Matrix, &mut Self::Tensor)]);
     /// `x[t] += bias`.
     fn add_bias(&self, bias: &Self::Vector, x: &mut Self::Tensor);
     /// `x += y`.

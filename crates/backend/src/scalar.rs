@@ -180,12 +180,14 @@ impl Backend for Scalar {
         }
     }
 
-    fn linear(&self, w: &MatrixData, x: &Tensor, out: &mut Tensor) {
+    fn linear(&self, x: &Tensor, products: &mut [(&MatrixData, &mut Tensor)]) {
         let mut row = Vec::new();
-        for o in 0..w.rows {
-            decode_row(w, o, &mut row);
-            for t in 0..x.rows() {
-                out.row_mut(t)[o] = dot(&row, x.row(t));
+        for (w, out) in products {
+            for o in 0..w.rows {
+                decode_row(w, o, &mut row);
+                for t in 0..x.rows() {
+                    out.row_mut(t)[o] = dot(&row, x.row(t));
+                }
             }
         }
     }

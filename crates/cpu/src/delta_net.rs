@@ -8,7 +8,7 @@
 //! cache, and about 3½ C d for what passes between its tokens; S is read and written once a chunk.
 
 use crate::elementwise;
-use crate::pool::Pool;
+use crate::pool::{Grid, Pool};
 use std::cell::RefCell;
 use std::ops::Range;
 use std::sync::Mutex;
@@ -66,8 +66,9 @@ pub fn run(
             let heads = state.matrix.chunks_exact_mut(net.key_dim * net.value_dim);
             // Never contended: every job has a head of its own.
             let heads: Vec<_> = heads.map(Mutex::new).collect();
-            let out = &mut out.data_mut()[rows.start * width..rows.end * width];
-            pool.for_columns(out, width, net.value_dim, |first, mut columns| {
+            let values = &mut out.data_mut()[rows.start * width..rows.end * width];
+            let out = &mut [Grid { values, width, columns: net.value_dim }];
+            pool.for_columns(out, |_, first, mut columns| {
                 let head = first / net.value_dim;
                 let mut s = heads[head].lock().expect("no other job has this head");
                 SCRATCH.with_borrow_mut(|scratch| {

@@ -110,8 +110,8 @@ impl Backend for Cpu {
         });
     }
 
-    fn linear(&self, w: &Matrix, x: &Tensor, out: &mut Tensor) {
-        w.product(&self.pool, x.data(), x.rows(), out.data_mut());
+    fn linear(&self, x: &Tensor, products: &mut [(&Matrix, &mut Tensor)]) {
+        linear::products(&self.pool, x, products);
     }
 
     fn add_bias(&self, bias: &Vec<f32>, x: &mut Tensor) {

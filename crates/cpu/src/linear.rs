@@ -1,7 +1,7 @@
 //! Matrix products.
 
 use crate::for_chunks;
-use crate::pool::Pool;
+use crate::pool::{Grid, Pool};
 use std::cell::{Cell, RefCell};
 use torque_backend::host::Tensor;
 use torque_backend::{MatrixData, Runs};
@@ -70,6 +70,39 @@ thread_local! {
     static PANEL: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
+/// See [`torque_backend::Backend::linear`]. The pieces of all products are one job, and what several matrices read is
+/// made once.
+pub fn products(pool: &Pool, x: &Tensor, products: &mut [(&Matrix, &mut Tensor)]) {
+    let tokens = x.rows();
+    let mut inputs = INPUTS.take();
+    let matrices: Vec<&Matrix> = products.iter().map(|(w, _)| *w).collect();
+    let others: Vec<&Matrix> = matrices.iter().copied().filter(|w| w.reads != Form::Plain).collect();
+    inputs.prepare(Some(pool), x.data(), &others);
+    let mut out: Vec<_> = products
+        .iter_mut()
+        .map(|(w, out)| {
+            assert_eq!((x.width(), out.width(), out.rows()), (w.data.columns, w.data.rows, tokens), "shapes");
+            Grid { width: out.width(), columns: w.piece(tokens), values: out.data_mut() }
+        })
+        .collect();
+    pool.for_columns(&mut out, |m, first, mut columns_out| {
+        let w = matrices[m];
+        let x = if w.reads == Form::Plain { Input::Floats(x.data()) } else { w.input(&inputs) };
+        if tokens == 1 {
+            return w.multiply(first, x, 1, columns_out.row(0));
+        }
+        RESULTS.with_borrow_mut(|results| {
+            let count = columns_out.width();
+            results.resize(tokens * count, 0.0);
+            w.multiply(first, x, tokens, results);
+            for (t, row) in results.chunks_exact(count).enumerate() {
+                columns_out.row(t).copy_from_slice(row);
+            }
+        });
+    });
+    INPUTS.set(inputs);
+}
+
 /// See [`torque_backend::Backend::linear_runs`]. A piece of work is a run.
 pub fn runs(pool: &Pool, w: &[Matrix], x: &Tensor, from: Runs, out: &mut Tensor, to: Runs) {
     let MatrixData { rows, columns, .. } = w[0].data;
@@ -103,34 +136,6 @@ impl Matrix {
             _ => Form::Plain,
         };
         Matrix { data, kernels, reads }
-    }
-
-    /// `out[t][o] = Σ_i w[o][i]·x[t][i]` for `tokens` rows of x.
-    pub fn product(&self, pool: &Pool, x: &[f32], tokens: usize, out: &mut [f32]) {
-        let (rows, columns) = (self.data.rows, self.data.columns);
-        assert_eq!((x.len(), out.len()), (tokens * columns, tokens * rows), "shapes of x and out");
-        let mut inputs = INPUTS.take();
-        let x = match self.reads {
-            Form::Plain => Input::Floats(x),
-            _ => {
-                inputs.prepare(Some(pool), x, &[self]);
-                self.input(&inputs)
-            }
-        };
-        pool.for_columns(out, rows, self.piece(tokens), |first, mut columns_out| {
-            if tokens == 1 {
-                return self.multiply(first, x, 1, columns_out.row(0));
-            }
-            RESULTS.with_borrow_mut(|results| {
-                let count = columns_out.width();
-                results.resize(tokens * count, 0.0);
-                self.multiply(first, x, tokens, results);
-                for (t, row) in results.chunks_exact(count).enumerate() {
-                    columns_out.row(t).copy_from_slice(row);
-                }
-            });
-        });
-        INPUTS.set(inputs);
     }
 
     /// Rows `first ..` of the product for all tokens, as many as fit `out`: `[tokens, rows]`.
@@ -170,7 +175,7 @@ impl Matrix {
 impl Inputs {
     /// Makes them `x` in the forms that these matrices, of one width, read; in parallel if there is a pool.
     pub fn prepare(&mut self, pool: Option<&Pool>, x: &[f32], readers: &[&Matrix]) {
-        let Matrix { kernels, data, .. } = readers[0];
+        let Some(Matrix { kernels, data, .. }) = readers.first() else { return };
         self.tokens = x.len() / data.columns;
         for form in forms(readers) {
             match form {

@@ -161,31 +161,42 @@ impl Pool {
         });
     }
 
-    /// Calls `f(first, columns)` for the columns `first ..` of a matrix whose rows are `width` long,
-    /// `columns_per_chunk` at a time, the last time perhaps fewer.
+    /// Calls `f(m, first, columns)` for the columns `first ..` of grid m, in all pieces of all grids.
     ///
     /// # Panics
     ///
-    /// If `out` is not whole rows.
-    pub fn for_columns(
-        &self,
-        out: &mut [f32],
-        width: usize,
-        columns_per_chunk: usize,
-        f: impl Fn(usize, Columns<'_>) + Sync,
-    ) {
-        assert!(width > 0 && columns_per_chunk > 0, "rows and chunks hold something");
-        assert!(out.len().is_multiple_of(width), "{} values are no rows of {width}", out.len());
-        let (base, rows) = (Base(out.as_mut_ptr()), out.len() / width);
-        self.for_each(width.div_ceil(columns_per_chunk), |i| {
-            let first = i * columns_per_chunk;
-            let columns = columns_per_chunk.min(width - first);
-            f(
-                first,
-                Columns { base: base.at(0), stride: width, rows, first, width: columns, borrow: PhantomData },
-            );
+    /// If a grid is not whole rows.
+    pub fn for_columns(&self, grids: &mut [Grid<'_>], f: impl Fn(usize, usize, Columns<'_>) + Sync) {
+        let shared = |grid: &mut Grid| {
+            let Grid { values, width, columns } = grid;
+            assert!(*width > 0 && *columns > 0, "rows and pieces hold something");
+            assert!(values.len().is_multiple_of(*width), "{} values are no rows of {width}", values.len());
+            (Base(values.as_mut_ptr()), values.len() / *width, *width, *columns)
+        };
+        let grids: Vec<_> = grids.iter_mut().map(shared).collect();
+        let pieces = grids.iter().map(|(.., width, columns)| width.div_ceil(*columns)).sum();
+        self.for_each(pieces, |mut i| {
+            for (m, (base, rows, stride, columns)) in grids.iter().enumerate() {
+                let (rows, stride, first) = (*rows, *stride, i * columns);
+                if first < stride {
+                    let width = (*columns).min(stride - first);
+                    let base = base.at(0);
+                    return f(m, first, Columns { base, stride, rows, first, width, borrow: PhantomData });
+                }
+                i -= stride.div_ceil(*columns);
+            }
         });
     }
+}
+
+/// A matrix that is filled some columns at a time.
+pub struct Grid<'a> {
+    /// `[rows, width]`.
+    pub values: &'a mut [f32],
+    /// Columns of it.
+    pub width: usize,
+    /// Columns of a piece; the last may have fewer.
+    pub columns: usize,
 }
 
 impl Drop for Pool {
@@ -392,22 +403,30 @@ mod tests {
         let pool = Pool::new(3);
         for (rows, width, columns) in [(1, 1, 1), (4, 10, 3), (3, 64, 16), (0, 5, 2), (2, 7, 100)] {
             let mut out = vec![0.0; rows * width];
-            pool.for_columns(&mut out, width, columns, |first, mut part| {
-                assert_eq!(part.rows(), rows);
-                for t in 0..rows {
+            let mut other = vec![0.0; 21];
+            let grids = &mut [
+                Grid { values: &mut other, width: 7, columns: 2 },
+                Grid { values: &mut out, width, columns },
+            ];
+            pool.for_columns(grids, |m, first, mut part| {
+                let width = [7, width][m];
+                assert_eq!(part.rows(), [3, rows][m]);
+                for t in 0..part.rows() {
                     let row = part.row(t);
                     row.iter_mut().enumerate().for_each(|(i, x)| *x += (1 + t * width + first + i) as f32);
                 }
             });
-            assert!(
-                out.iter().enumerate().all(|(i, x)| *x == (i + 1) as f32),
-                "{rows} × {width} by {columns}"
-            );
+            for out in [out, other] {
+                let all = out.iter().enumerate().all(|(i, x)| *x == (i + 1) as f32);
+                assert!(all, "{rows} × {width} by {columns}");
+            }
         }
-        let mut out = [0.0; 6];
-        let no_row = message_of(|| pool.for_columns(&mut out, 3, 1, |_, mut part| part.row(2)[0] = 1.0));
-        assert_eq!(no_row, "row 2 of 2");
-        assert!(message_of(|| pool.for_columns(&mut out, 4, 1, |_, _| ())).contains("no rows of 4"));
+        let message = |width| {
+            let grid = Grid { values: &mut [0.0; 6], width, columns: 1 };
+            message_of(|| pool.for_columns(&mut [grid], |_, _, mut part| part.row(2)[0] = 1.0))
+        };
+        assert_eq!(message(3), "row 2 of 2");
+        assert!(message(4).contains("no rows of 4"));
     }
 
     #[test]

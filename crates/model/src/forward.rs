@@ -174,10 +174,23 @@ impl<'a, B: Backend> Pass<'a, B> {
     }
 
     pub fn linear(&self, w: &Linear<B>, x: &B::Tensor, out: &mut B::Tensor) {
-        self.reshape(out, w.rows);
-        self.backend.linear(&w.weight, x, out);
-        if let Some(bias) = &w.bias {
-            self.backend.add_bias(bias, out);
+        self.linears(x, [Some((w, out))]);
+    }
+
+    /// Products of matrices that read the same x, those that are there.
+    pub fn linears<const N: usize>(
+        &self,
+        x: &B::Tensor,
+        products: [Option<(&Linear<B>, &mut B::Tensor)>; N],
+    ) {
+        let mut products: Vec<_> = products.into_iter().flatten().collect();
+        products.iter_mut().for_each(|(w, out)| self.reshape(out, w.rows));
+        let mut of_weights: Vec<_> = products.iter_mut().map(|(w, out)| (&w.weight, &mut **out)).collect();
+        self.backend.linear(x, &mut of_weights);
+        for (w, out) in products {
+            if let Some(bias) = &w.bias {
+                self.backend.add_bias(bias, out);
+            }
         }
     }
 
@@ -304,7 +317,7 @@ pub(crate) fn logits<B: Backend>(
     backend.take_rows(&a.x, rows, &mut a.y);
     norm_inplace(backend, config, &model.output_norm, &mut a.y);
     backend.reshape(&mut a.logits, rows.len(), config.vocabulary);
-    backend.linear(model.output.as_ref().unwrap_or(&model.embedding), &a.y, &mut a.logits);
+    backend.linear(&a.y, &mut [(model.output.as_ref().unwrap_or(&model.embedding), &mut a.logits)]);
     if let Some(cap) = config.final_softcap {
         backend.softcap(cap, &mut a.logits);
     }

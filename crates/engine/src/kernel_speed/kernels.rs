@@ -148,7 +148,7 @@ fn product(setting: &Setting, kernel: &Kernel) -> Work {
     let mut out = from_host(&backend, tokens, &vec![0.0; tokens * rows]);
     let run = move || {
         let matrix = backend.matrix(MatrixData { format, rows, columns: COLUMNS, bytes: pieces() });
-        backend.linear(black_box(&matrix), &x, &mut out);
+        backend.linear(&x, &mut [(black_box(&matrix), &mut out)]);
     };
     Work { bytes, multiply_adds: rows * COLUMNS * tokens, run: Box::new(run) }
 }

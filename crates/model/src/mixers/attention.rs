@@ -75,27 +75,26 @@ impl<B: Backend> Weights<B> {
     ) {
         let (backend, config) = (pass.backend, pass.config());
         let [k_dim, v_dim] = numbers.kv.head_dim;
+        let q = if self.gated { &mut s.projected } else { &mut s.q };
+        let k = self.k.as_ref().map(|k| (k, &mut s.k));
+        let v = self.v.as_ref().map(|v| (v, &mut s.v));
+        pass.linears(h, [Some((&self.q, q)), k, v]);
         if self.gated {
-            pass.linear(&self.q, h, &mut s.projected);
             let (heads, both) = ([numbers.heads, k_dim], Runs { first: 0, stride: 2 * k_dim });
             pass.reshape(&mut s.q, numbers.heads * k_dim);
             backend.copy_columns(heads, &s.projected, both, &mut s.q, Runs::heads(k_dim));
             pass.reshape(&mut s.gate, numbers.heads * k_dim);
             let both = Runs { first: k_dim, ..both };
             backend.copy_columns(heads, &s.projected, both, &mut s.gate, Runs::heads(k_dim));
-        } else {
-            pass.linear(&self.q, h, &mut s.q);
         }
         pass.norm_heads(self.q_norm.as_ref(), &mut s.q);
         pass.rope(numbers.rope, 0, k_dim, &mut s.q);
         if config.temperature.is_some() {
             backend.scale_rows(pass.temperatures, &mut s.q);
         }
-        if let Some(k) = &self.k {
-            pass.linear(k, h, &mut s.k);
-            match &self.v {
-                Some(v) => pass.linear(v, h, &mut s.v),
-                None => pass.copy(numbers.kv.heads * k_dim, &s.k, &mut s.v),
+        if self.k.is_some() {
+            if self.v.is_none() {
+                pass.copy(numbers.kv.heads * k_dim, &s.k, &mut s.v);
             }
             pass.norm_heads(self.v_norm.as_ref(), &mut s.v);
             pass.norm_heads(self.k_norm.as_ref(), &mut s.k);

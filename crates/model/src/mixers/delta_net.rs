@@ -69,9 +69,13 @@ impl<B: Backend> Weights<B> {
     ) {
         let (backend, config) = (pass.backend, pass.config());
         let n = config.delta_net.expect("a config of Gated DeltaNet layers");
-        pass.linear(&self.qkv, h, &mut s.projected);
-        pass.linear(&self.beta, h, &mut s.k);
-        pass.linear(&self.alpha, h, &mut s.v);
+        let products = [
+            (&self.qkv, &mut s.projected),
+            (&self.beta, &mut s.k),
+            (&self.alpha, &mut s.v),
+            (&self.z, &mut s.gate),
+        ];
+        pass.linears(h, products.map(Some));
         pass.reshape(&mut s.attended, n.values());
         let net = DeltaNet {
             layer: state,
@@ -87,7 +91,6 @@ impl<B: Backend> Weights<B> {
         };
         backend.delta_net(store, &net, pass.segments, &s.projected, &s.v, &s.k, &mut s.attended);
         backend.rms_norm_inplace(&self.norm, config.eps, &mut s.attended);
-        pass.linear(&self.z, h, &mut s.gate);
         backend.glu(Activation::Silu, &s.attended, &mut s.gate);
         pass.linear(&self.output, &s.gate, y);
     }

@@ -104,17 +104,15 @@ impl<B: Backend> Dense<B> {
 
     fn forward(&self, pass: &Pass<B>, h: &B::Tensor, s: &mut Scratch<B>, y: &mut B::Tensor) {
         let (backend, activation) = (pass.backend, pass.config().arch.activation);
-        pass.linear(&self.gate, h, &mut s.gate);
+        let up = self.up.as_ref().map(|up| (up, &mut s.up));
+        let share = self.share.as_ref().map(|share| (share, &mut s.router));
+        pass.linears(h, [Some((&self.gate, &mut s.gate)), up, share]);
         match &self.up {
-            Some(up) => {
-                pass.linear(up, h, &mut s.up);
-                backend.glu(activation, &s.up, &mut s.gate);
-            }
+            Some(_) => backend.glu(activation, &s.up, &mut s.gate),
             None => backend.activate(activation, &mut s.gate),
         }
         pass.linear(&self.down, &s.gate, y);
-        if let Some(share) = &self.share {
-            pass.linear(share, h, &mut s.router);
+        if self.share.is_some() {
             backend.gate_rows(&s.router, y);
         }
         if let Some(norm) = &self.norm {

@@ -60,13 +60,15 @@ impl<B: Backend> Weights<B> {
         let LatentConfig { rank, rope, nope, value, .. } =
             config.latent.expect("a config of latent attention");
         let (heads, key) = (numbers.heads, rank + rope);
-        match &self.q_a {
-            Some((q_a, norm)) => {
-                pass.linear(q_a, h, &mut s.projected);
-                pass.norm_heads(Some(norm), &mut s.projected);
-                pass.linear(&self.q, &s.projected, &mut s.q);
-            }
-            None => pass.linear(&self.q, h, &mut s.q),
+        let [latent, rotary] = &self.kv_a;
+        let q = match &self.q_a {
+            Some((q_a, _)) => (q_a, &mut s.projected),
+            None => (&self.q, &mut s.q),
+        };
+        pass.linears(h, [q, (latent, &mut s.v), (rotary, &mut s.gate)].map(Some));
+        if let Some((_, norm)) = &self.q_a {
+            pass.norm_heads(Some(norm), &mut s.projected);
+            pass.linear(&self.q, &s.projected, &mut s.q);
         }
         pass.rope(numbers.rope, nope, nope + rope, &mut s.q);
         // Queries: [latent | rope] a head.
@@ -76,10 +78,7 @@ impl<B: Backend> Weights<B> {
         backend.linear_runs(&self.k_b, &s.q, Runs::heads(nope + rope), &mut s.projected, Runs::heads(key));
         backend.copy_columns([heads, rope], &s.q, rotated, &mut s.projected, with_latent);
 
-        let [latent, rotary] = &self.kv_a;
-        pass.linear(latent, h, &mut s.v);
         pass.norm_heads(Some(&self.kv_a_norm), &mut s.v);
-        pass.linear(rotary, h, &mut s.gate);
         pass.rope(numbers.rope, 0, rope, &mut s.gate);
         pass.reshape(&mut s.k, key);
         backend.copy_columns([1, rank], &s.v, Runs::heads(rank), &mut s.k, Runs::heads(rank));
