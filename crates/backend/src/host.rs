@@ -6,7 +6,7 @@ pub use state::State;
 
 use crate::{MatrixData, Segment};
 use half::f16;
-use torque_kv::{Freed, LayerPlan, Plan, Sequence, Side, SidePlan, Span, centred};
+use torque_kv::{Age, Freed, LayerPlan, PageId, Plan, Sequence, Side, SidePlan, Span, centred};
 use torque_quant::{FormatOps, rotate};
 
 /// Activations: `[rows, width]`, contiguous.
@@ -101,9 +101,10 @@ impl Part {
 
 /// One head of a part to be sealed. Jobs are independent: a backend runs them on any thread.
 pub struct SealJob<'a> {
-    tail: &'a Tail,
-    head: usize,
+    side: &'a SidePlan,
     tokens: usize,
+    /// What it is stored in now, and how.
+    from: (&'static FormatOps, &'a [u8]),
     format: &'static FormatOps,
     out: &'a mut [u8],
 }
@@ -111,10 +112,27 @@ pub struct SealJob<'a> {
 impl SealJob<'_> {
     /// Encodes the head.
     pub fn run(&mut self) {
-        let side = &self.tail.side;
-        let mut values = vec![0.0; self.tokens * side.head_dim];
-        side.exact.decode_row(self.tail.rows(self.head, 0, self.tokens), &mut values);
-        seal_head(side, self.format, &mut values, self.out);
+        let mut values = vec![0.0; self.tokens * self.side.head_dim];
+        let (format, bytes) = self.from;
+        unseal_head(self.side, format, bytes, &mut values);
+        seal_head(self.side, self.format, &mut values, self.out);
+    }
+}
+
+/// Decodes what [`seal_head`] has encoded, `[tokens, head_dim]`: the values with their mean, rotated if the side is.
+pub fn unseal_head(side: &SidePlan, format: &FormatOps, bytes: &[u8], out: &mut [f32]) {
+    let (mean, blocks) = bytes.split_at(side.mean_bytes(format));
+    if mean.is_empty() {
+        return format.decode_row(blocks, out);
+    }
+    let (block, bytes) = format.head_block(side.head_dim);
+    for (block, out) in blocks.chunks_exact(bytes).zip(out.chunks_mut(block)) {
+        (format.decode)(block, out);
+    }
+    for row in out.chunks_exact_mut(side.head_dim) {
+        for (x, m) in row.iter_mut().zip(mean.as_chunks::<2>().0) {
+            *x += f16::from_le_bytes(*m).to_f32();
+        }
     }
 }
 
@@ -154,7 +172,7 @@ impl Tail {
     fn new(side: &SidePlan, capacity: usize) -> Tail {
         let rotation = side.rotated.then(|| rotate::Head::new(side.head_dim).expect("checked by Plan::new"));
         let bytes = vec![0; side.tail_token_bytes() * capacity].into_boxed_slice();
-        Tail { side: *side, rotation, capacity, bytes }
+        Tail { side: side.clone(), rotation, capacity, bytes }
     }
 
     fn row_bytes(&self) -> usize {
@@ -259,16 +277,17 @@ impl Store {
         if self.pages.len() <= page {
             self.pages.resize_with(page + 1, Vec::new);
         }
-        let is_sink = self.plan.is_sink(span.start);
+        let age = self.plan.new_age(span.start);
         let tails = &mut self.tails[sequence.slot];
-        let part = |side: &SidePlan| Part::new(side, side.page_format(is_sink), span.len);
+        let part = |side: &SidePlan| Part::new(side, side.page_format(age), span.len);
         let mut parts: Vec<Vec<Part>> =
             self.plan.layers.iter().map(|layer| layer.sides.iter().map(part).collect()).collect();
         let mut jobs = Vec::new();
         for (tail, part) in tails.iter().flatten().zip(parts.iter_mut().flatten()) {
             let size = part.bytes.len() / tail.side.heads;
             for (head, out) in part.bytes.chunks_exact_mut(size).enumerate() {
-                jobs.push(SealJob { tail, head, tokens: span.len, format: part.format, out });
+                let from = (tail.row_format(), tail.rows(head, 0, span.len));
+                jobs.push(SealJob { side: &tail.side, tokens: span.len, from, format: part.format, out });
             }
         }
         run(&mut jobs);
@@ -276,6 +295,29 @@ impl Store {
         // The sequence has moved the page out of its tail; the rows are still here.
         let rows = sequence.tail_len() + span.len;
         tails.iter_mut().flatten().for_each(|tail| tail.drop_front(span.len, rows));
+    }
+
+    /// Encodes a page again, as one of that tier. `run` runs the jobs.
+    pub fn reseal(&mut self, page: PageId, tier: usize, run: impl FnOnce(&mut [SealJob])) {
+        let (age, tokens) = (Age::Tier(tier), self.plan.page);
+        let layers = self.plan.layers.iter().zip(&mut self.pages[page.0 as usize]);
+        let parts = layers.flat_map(|(layer, parts)| layer.sides.iter().zip(parts.iter_mut().flatten()));
+        let mut resealed: Vec<_> = parts
+            .filter(|(side, part)| !std::ptr::eq(side.page_format(age), part.format))
+            .map(|(side, part)| (Part::new(side, side.page_format(age), tokens), side, part))
+            .collect();
+        let mut jobs = Vec::new();
+        for (new, side, part) in &mut resealed {
+            let (side, size) = (*side, new.bytes.len() / side.heads);
+            for (head, out) in new.bytes.chunks_exact_mut(size).enumerate() {
+                let from = (part.format, part.head(side, head));
+                jobs.push(SealJob { side, tokens, from, format: new.format, out });
+            }
+        }
+        run(&mut jobs);
+        for (new, _, part) in resealed {
+            *part = new;
+        }
     }
 
     /// Frees parts.

@@ -13,7 +13,7 @@ pub mod suite;
 
 use bytes::Bytes;
 use std::ops::Range;
-use torque_kv::{Freed, Plan, Sequence, Span};
+use torque_kv::{Freed, PageId, Plan, Sequence, Span};
 use torque_quant::FormatOps;
 
 pub use scalar::Scalar;
@@ -357,6 +357,9 @@ pub trait Backend: Send + Sync + 'static {
     /// Encodes the first rows of a tail as `span.page`, all layers, and drops them from the tail.
     /// `sequence` has made the page already ([`Sequence::seal`]).
     fn seal(&self, store: &mut Self::Store, sequence: &Sequence, span: Span);
+    /// Encodes a page again in the formats of an older tier, and frees what it took before. The page is of that tier
+    /// already ([`torque_kv::Pages::grow_old`]).
+    fn reseal(&self, store: &mut Self::Store, page: PageId, tier: usize);
     /// Frees a page's parts of one window class.
     fn free(&self, store: &mut Self::Store, freed: &[Freed]);
     /// Copies a tail and the state of recurrent layers from one slot to another.

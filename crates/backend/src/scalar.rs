@@ -2,10 +2,9 @@
 //!
 //! It is never optimised. Other backends are tested against it, op by op.
 
-use crate::host::{SealJob, State, Store, Tensor};
+use crate::host::{SealJob, State, Store, Tensor, unseal_head};
 use crate::*;
-use half::f16;
-use torque_kv::{Freed, Plan, Sequence, Side, Span};
+use torque_kv::{Freed, PageId, Plan, Sequence, Side, Span};
 use torque_quant::rotate;
 
 /// The scalar backend.
@@ -119,17 +118,8 @@ fn gather(store: &Store, layer: usize, side: Side, head: usize, sequence: &Seque
     let mut values = Vec::new();
     for span in spans {
         let part = store.part(*span, layer, side);
-        let (mean, blocks) = part.head(side_plan, head).split_at(side_plan.mean_bytes(part.format));
         let mut page = vec![0.0; store.plan.page * side_plan.head_dim];
-        let (block, bytes) = part.format.head_block(side_plan.head_dim);
-        for (block, out) in blocks.chunks_exact(bytes).zip(page.chunks_mut(block)) {
-            (part.format.decode)(block, out);
-        }
-        for row in page.chunks_exact_mut(side_plan.head_dim) {
-            for (x, m) in row.iter_mut().zip(mean.as_chunks::<2>().0) {
-                *x += f16::from_le_bytes(*m).to_f32();
-            }
-        }
+        unseal_head(side_plan, part.format, part.head(side_plan, head), &mut page);
         values.extend_from_slice(&page[..span.len * side_plan.head_dim]);
     }
     let mut tail = vec![0.0; sequence.tail_len() * side_plan.head_dim];
@@ -444,6 +434,9 @@ impl Backend for Scalar {
     }
     fn seal(&self, store: &mut Store, sequence: &Sequence, span: Span) {
         store.seal(sequence, span, |jobs| jobs.iter_mut().for_each(SealJob::run));
+    }
+    fn reseal(&self, store: &mut Store, page: PageId, tier: usize) {
+        store.reseal(page, tier, |jobs| jobs.iter_mut().for_each(SealJob::run));
     }
     fn free(&self, store: &mut Store, freed: &[Freed]) {
         store.free(freed);

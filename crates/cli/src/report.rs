@@ -26,7 +26,7 @@ pub fn verbose(engine: &Engine, session: &Session, policy: &Policy) -> anyhow::R
         let window = kv.window.map(|window| format!(", window {window}")).unwrap_or_default();
         note!(
             "KV       layer {layers}: {}, {} × {}{window}, {:.1} bytes per token",
-            pair(kv.k, kv.v),
+            pair(&kv.k, &kv.v),
             kv.heads,
             kv.head_dim,
             kv.bytes_per_token
@@ -39,6 +39,13 @@ pub fn verbose(engine: &Engine, session: &Session, policy: &Policy) -> anyhow::R
         plan.sink_pages * plan.page,
         plan.page
     );
+    if !plan.tiers.is_empty() {
+        let tiers: Vec<_> = plan.tiers.iter().map(|percent| format!("{percent} %")).collect();
+        note!(
+            "         of sealed tokens, the oldest {} are sealed again in the smaller formats",
+            tiers.join(" and ")
+        );
+    }
     if !plan.states.is_empty() {
         note!(
             "state    {} recurrent layers, {}; to go back, up to {} snapshots of it, {}",
@@ -80,7 +87,7 @@ fn types(engine: &Engine) -> String {
 
 /// Layers joined with their like: `0-1,26-27`, and one of them.
 fn like_layers(layers: &[LayerKv]) -> Vec<(String, &LayerKv)> {
-    let key = |kv: &LayerKv| (kv.k, kv.v, kv.heads, kv.head_dim, kv.window);
+    let key = |kv: &LayerKv| (kv.k.clone(), kv.v.clone(), kv.heads, kv.head_dim, kv.window);
     let mut groups: Vec<(&LayerKv, Vec<(usize, usize)>)> = Vec::new();
     for kv in layers {
         match groups.iter_mut().find(|(like, _)| key(like) == key(kv)) {
@@ -172,10 +179,10 @@ mod tests {
 
     #[test]
     fn like_layers_are_told_once() {
-        let kv = |layer, k| LayerKv {
+        let kv = |layer, k: &str| LayerKv {
             layer,
-            k,
-            v: "f16",
+            k: k.into(),
+            v: "f16".into(),
             heads: 2,
             head_dim: 64,
             window: None,
@@ -186,7 +193,8 @@ mod tests {
             .enumerate()
             .map(|(i, k)| kv(i, k))
             .collect();
-        let groups: Vec<_> = like_layers(&layers).into_iter().map(|(layers, kv)| (layers, kv.k)).collect();
+        let groups: Vec<_> =
+            like_layers(&layers).into_iter().map(|(layers, kv)| (layers, &kv.k[..])).collect();
         assert_eq!(groups, [("0-1,5".into(), "q8_0"), ("2-4".into(), "f16")]);
     }
 }

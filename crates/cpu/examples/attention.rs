@@ -78,5 +78,5 @@ fn attention(backend: &Cpu, plan: &Plan, heads: usize, tokens: usize, rows: usiz
         backend.attention(&store, &attention, &segment, &mut q, &mut out);
         best = best.min(run.elapsed().as_secs_f64());
     }
-    (best, sequence.read_bytes(plan))
+    (best, sequence.read_bytes(plan, &pages))
 }

@@ -23,7 +23,7 @@ use torque_backend::host::{SealJob, Store, Tensor};
 use torque_backend::{
     Activation, Angles, Attention, Backend, DeltaNet, Experts, MatrixData, Routing, Runs, Segment,
 };
-use torque_kv::{Freed, Plan, Sequence, Span};
+use torque_kv::{Freed, PageId, Plan, Sequence, Span};
 use torque_simd::Level;
 
 /// Why the CPU backend cannot start.
@@ -219,6 +219,11 @@ impl Backend for Cpu {
     }
     fn seal(&self, store: &mut Store, sequence: &Sequence, span: Span) {
         store.seal(sequence, span, |jobs| {
+            self.pool.for_chunks(jobs, 1, |_, job| job.iter_mut().for_each(SealJob::run))
+        });
+    }
+    fn reseal(&self, store: &mut Store, page: PageId, tier: usize) {
+        store.reseal(page, tier, |jobs| {
             self.pool.for_chunks(jobs, 1, |_, job| job.iter_mut().for_each(SealJob::run))
         });
     }

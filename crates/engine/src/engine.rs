@@ -52,10 +52,10 @@ pub struct Engine {
 pub struct LayerKv {
     /// Ordinal among layers with KV.
     pub layer: usize,
-    /// Format of sealed keys.
-    pub k: &'static str,
-    /// Format of sealed values; `in K` where values are channels of the keys and not stored.
-    pub v: &'static str,
+    /// Format of sealed keys; of those of older tokens, if the policy has tiers: `q8_0>turbo4>turbo3`.
+    pub k: String,
+    /// Format of sealed values, likewise; `in K` where values are channels of the keys and not stored.
+    pub v: String,
     /// KV heads × head size, keys.
     pub heads: usize,
     /// Head size of keys.
@@ -67,15 +67,20 @@ pub struct LayerKv {
 }
 
 impl LayerKv {
-    fn new(layer: usize, plan: &LayerPlan, page: usize) -> LayerKv {
+    fn new(layer: usize, plan: &LayerPlan, of: &Plan) -> LayerKv {
+        let ages = |side: Side| {
+            let mut names: Vec<_> = plan.side(side).formats.iter().map(|format| format.name).collect();
+            names.dedup();
+            names.join(">")
+        };
         LayerKv {
             layer,
-            k: plan.side(Side::K).format.name,
-            v: if plan.shape.values_in_keys { "in K" } else { plan.side(Side::V).format.name },
+            k: ages(Side::K),
+            v: if plan.shape.values_in_keys { "in K".into() } else { ages(Side::V) },
             heads: plan.shape.heads,
             head_dim: plan.shape.head_dim[0],
             window: plan.shape.window,
-            bytes_per_token: plan.bytes_per_token(page),
+            bytes_per_token: of.layer_bytes_per_token(plan),
         }
     }
 }
@@ -156,7 +161,7 @@ impl Engine {
     pub fn layer_kv(&self, policy: &Policy) -> Result<Vec<LayerKv>, Error> {
         let plan = self.plan(policy)?;
         Ok((plan.layers.iter().enumerate())
-            .map(|(ordinal, layer)| LayerKv::new(ordinal, layer, plan.page))
+            .map(|(ordinal, layer)| LayerKv::new(ordinal, layer, &plan))
             .collect())
     }
 
@@ -208,8 +213,8 @@ mod tests {
         let latent = KvLayer { heads: 1, head_dim: [576, 512], values_in_keys: true, window: None };
         let layers = [latent, KvLayer { values_in_keys: false, ..latent }];
         let plan = Plan::new(&Policy::uniform("f16", "q8_0"), &layers).unwrap();
-        let told = [0, 1].map(|i| LayerKv::new(i, &plan.layers[i], plan.page));
-        assert_eq!(told.each_ref().map(|kv| (kv.k, kv.v)), [("f16", "in K"), ("f16", "q8_0")]);
+        let told = [0, 1].map(|i| LayerKv::new(i, &plan.layers[i], &plan));
+        assert_eq!(told.each_ref().map(|kv| (&kv.k[..], &kv.v[..])), [("f16", "in K"), ("f16", "q8_0")]);
         assert_eq!(told[0].bytes_per_token, 576.0 * 2.0);
     }
 }

@@ -4,7 +4,8 @@
 //! A *page* is [`Plan::page`] consecutive tokens of one sequence, for all layers; inside it a *part*
 //! per layer and [`Side`]. New tokens go to the *open tail* of their sequence; the oldest of them are
 //! sealed into a page once there are enough newer ones. Sealed pages are immutable and
-//! reference-counted. A backend keeps the bytes under the same [`PageId`]s.
+//! reference-counted. A backend keeps the bytes under the same [`PageId`]s. A page that has become old is sealed again in
+//! a smaller format, if the policy says so.
 //!
 //! Recurrent layers have a state of constant size instead. It cannot be taken back token by token, so a
 //! sequence keeps *snapshots* of it: copies made at page boundaries, newest ones exact, a bounded number.
@@ -15,8 +16,8 @@ mod policy;
 mod sequence;
 mod state;
 
-pub use plan::{KvLayer, LayerPlan, Plan, SidePlan, centred};
-pub use policy::{LayerRule, Policy, PolicyError};
+pub use plan::{Age, KvLayer, LayerPlan, Plan, SidePlan, centred};
+pub use policy::{DECAYS, LayerRule, PRESETS, Policy, PolicyError, Preset, Tier};
 pub use sequence::{Freed, PageId, Pages, Sequence, Span, TruncateError};
 pub use state::{EXACT_SNAPSHOTS, Snapshots, StateShape};
 

@@ -35,6 +35,17 @@ pub struct Plan {
     pub tail: usize,
     /// Pages at the start of a sequence that are sealed in f16.
     pub sink_pages: usize,
+    /// How many of a sequence's sealed tokens belong to each tier of older ones, in percent, the oldest last.
+    pub tiers: Vec<usize>,
+}
+
+/// What decides in which format a page is sealed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Age {
+    /// Its tokens are the first of a sequence, and stay exact.
+    Sink,
+    /// 0 for a new page; of older ones, the tier.
+    Tier(usize),
 }
 
 /// One layer of a [`Plan`].
@@ -49,14 +60,14 @@ pub struct LayerPlan {
 }
 
 /// Keys or values of one layer.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct SidePlan {
     /// KV heads.
     pub heads: usize,
     /// Values of one head.
     pub head_dim: usize,
-    /// What pages are sealed in.
-    pub format: &'static FormatOps,
+    /// What pages are sealed in: new ones, then those of every tier; or one format for all ages.
+    pub formats: Vec<&'static FormatOps>,
     /// What sink pages are sealed in: f16, or f32 where the tail is f32.
     pub exact: &'static FormatOps,
     /// Whether heads are stored rotated, in every page and in the tail.
@@ -73,17 +84,15 @@ impl LayerPlan {
     pub fn side(&self, side: Side) -> &SidePlan {
         &self.sides[self.place(side)]
     }
-
-    /// Bytes per token of sealed pages of `page` tokens.
-    pub fn bytes_per_token(&self, page: usize) -> f64 {
-        self.sides.iter().map(|side| side.part_bytes(side.format, page)).sum::<usize>() as f64 / page as f64
-    }
 }
 
 impl SidePlan {
-    /// The format of page number `index` of a sequence.
-    pub fn page_format(&self, is_sink: bool) -> &'static FormatOps {
-        if is_sink { self.exact } else { self.format }
+    /// What a page is sealed in.
+    pub fn page_format(&self, age: Age) -> &'static FormatOps {
+        match age {
+            Age::Sink => self.exact,
+            Age::Tier(tier) => self.formats[tier.min(self.formats.len() - 1)],
+        }
     }
 
     /// Bytes of one head's values of `tokens` tokens in `format`, its page mean included.
@@ -126,17 +135,21 @@ impl Plan {
                 windows.len() - 1
             });
             let side = |side: Side| -> Result<SidePlan, PolicyError> {
-                let (format, head_dim) = (formats[side as usize], shape.head_dim[side as usize]);
+                let (mut formats, head_dim) = (formats[side as usize].clone(), shape.head_dim[side as usize]);
+                // What a window holds is new.
+                formats.truncate(if shape.window.is_some() { 1 } else { formats.len() });
                 if head_dim == 0 || !head_dim.is_multiple_of(16) {
                     return Err(PolicyError::HeadSize(head_dim));
                 }
-                let rotated = format.rotation == Rotation::Head;
-                if rotated && rotate::Head::new(head_dim).is_none() {
+                let rotated = formats.iter().find(|format| format.rotation == Rotation::Head);
+                if let Some(format) = rotated
+                    && rotate::Head::new(head_dim).is_none()
+                {
                     return Err(PolicyError::NoRotation { head_dim, format: format.name.into() });
                 }
-                let exact =
-                    by_name(if format.name == "f32" { "f32" } else { "f16" }).expect("both are listed");
-                Ok(SidePlan { heads: shape.heads, head_dim, format, exact, rotated })
+                let (rotated, is_f32) = (rotated.is_some(), formats[0].name == "f32");
+                let exact = by_name(if is_f32 { "f32" } else { "f16" }).expect("both are listed");
+                Ok(SidePlan { heads: shape.heads, head_dim, formats, exact, rotated })
             };
             let mut sides = vec![side(Side::K)?];
             if shape.values_in_keys {
@@ -154,6 +167,7 @@ impl Plan {
             page: policy.page,
             tail: policy.tail,
             sink_pages: policy.sink.div_ceil(policy.page),
+            tiers: policy.tiers.iter().map(|tier| tier.percent).collect(),
         })
     }
 
@@ -171,20 +185,41 @@ impl Plan {
         self.tail + self.page + batch
     }
 
-    /// Whether the page that starts at token `start` is a sink.
-    pub fn is_sink(&self, start: usize) -> bool {
-        start < self.sink_pages * self.page
+    /// What the page that starts at token `start` is when it is sealed.
+    pub fn new_age(&self, start: usize) -> Age {
+        if start < self.sink_pages * self.page { Age::Sink } else { Age::Tier(0) }
+    }
+
+    /// Of `sealed` tokens, those that belong to a tier of older ones or to an older tier: the first.
+    fn older(&self, tier: usize, sealed: usize) -> usize {
+        let percent: usize = self.tiers[tier - 1..].iter().sum();
+        (sealed as u128 * percent as u128 / 100) as usize
+    }
+
+    /// The tier of a page that ends at token `end` of a sequence of which so many are sealed.
+    pub fn tier(&self, end: usize, sealed: usize) -> usize {
+        (1..=self.tiers.len()).rev().find(|tier| end <= self.older(*tier, sealed)).unwrap_or(0)
     }
 
     /// Bytes of a sealed page's parts in layers of one window class.
-    pub fn page_bytes(&self, is_sink: bool, window_class: usize) -> usize {
-        self.sides(window_class).map(|s| s.part_bytes(s.page_format(is_sink), self.page)).sum()
+    pub fn page_bytes(&self, age: Age, window_class: usize) -> usize {
+        self.sides(window_class).map(|s| s.part_bytes(s.page_format(age), self.page)).sum()
     }
 
     /// Bytes per token of sealed pages, all layers: what a long context costs.
     pub fn bytes_per_token(&self) -> f64 {
-        let page: usize = (0..self.windows.len()).map(|class| self.page_bytes(false, class)).sum();
-        page as f64 / self.page as f64
+        self.layers.iter().map(|layer| self.layer_bytes_per_token(layer)).sum()
+    }
+
+    /// Bytes per token of sealed pages of one layer, of all ages as they are in a long context.
+    pub fn layer_bytes_per_token(&self, layer: &LayerPlan) -> f64 {
+        let new = 100 - self.tiers.iter().sum::<usize>();
+        let shares = [new].into_iter().chain(self.tiers.iter().copied());
+        let bytes = |(tier, share): (usize, usize)| {
+            let parts = layer.sides.iter().map(|s| s.part_bytes(s.page_format(Age::Tier(tier)), self.page));
+            (share * parts.sum::<usize>()) as f64 / 100.0
+        };
+        shares.enumerate().map(bytes).sum::<f64>() / self.page as f64
     }
 
     /// Bytes of the tail of one sequence.
@@ -213,8 +248,15 @@ impl Plan {
             let pages = held / self.page;
             // Sinks leave a window too, but lie in it at first.
             let sinks = pages.min(self.sink_pages);
-            let sealed = (pages - sinks).saturating_mul(self.page_bytes(false, class));
-            sealed.saturating_add(sinks * self.page_bytes(true, class))
+            let mut bytes = sinks * self.page_bytes(Age::Sink, class);
+            let mut younger = pages;
+            for tier in 0..=self.tiers.len() {
+                let older = if tier < self.tiers.len() { self.older(tier + 1, pages) } else { 0 };
+                let older = older.clamp(sinks, younger);
+                let sealed = (younger - older).saturating_mul(self.page_bytes(Age::Tier(tier), class));
+                (bytes, younger) = (bytes.saturating_add(sealed), older);
+            }
+            bytes
         });
         let snapshots = self.snapshot_bytes(self.snapshots.min(tokens / self.page));
         classes.fold(self.tail_bytes(batch) + self.state_bytes() + snapshots, usize::saturating_add)
@@ -249,7 +291,7 @@ mod tests {
         let bits = |k: &str, v: &str, side: usize| {
             let plan = Plan::new(&Policy::uniform(k, v), &[LAYER]).unwrap();
             let side = &plan.layers[0].sides[side];
-            side.part_bytes(side.format, plan.page) as f64 * 8.0 / (plan.page * 2 * 128) as f64
+            side.part_bytes(side.formats[0], plan.page) as f64 * 8.0 / (plan.page * 2 * 128) as f64
         };
         assert_eq!(bits("f16", "turbo3", 0), 16.0);
         assert_eq!(bits("f16", "turbo3", 1), 3.125 + 0.125);
@@ -265,7 +307,7 @@ mod tests {
             let layer = KvLayer { heads: 1, head_dim: [head_dim; 2], ..LAYER };
             let plan = Plan::new(&Policy::uniform(format, format), &[layer]).unwrap();
             let side = &plan.layers[0].sides[0];
-            let found = side.part_bytes(side.format, 128) as f64 * 8.0 / (128 * head_dim) as f64;
+            let found = side.part_bytes(side.formats[0], 128) as f64 * 8.0 / (128 * head_dim) as f64;
             assert!((found - bits - 0.125).abs() < 1e-9, "{format} at {head_dim}: {found}");
         }
     }
@@ -276,18 +318,44 @@ mod tests {
         let plan = Plan::new(&Policy::uniform("turbo3", "q8_0"), &[latent]).unwrap();
         let layer = &plan.layers[0];
         assert_eq!(layer.sides.len(), 1);
-        assert!(Side::BOTH.iter().all(|side| layer.side(*side).format.name == "turbo3"));
+        assert!(Side::BOTH.iter().all(|side| layer.side(*side).formats[0].name == "turbo3"));
         // Three bits a value and a scale for each token, a mean for each page.
-        assert_eq!(plan.page_bytes(false, 0), 128 * (576 * 3 / 8 + 2) + 576 * 2);
-        assert_eq!(plan.page_bytes(true, 0), 128 * 576 * 2);
+        assert_eq!(plan.page_bytes(Age::Tier(0), 0), 128 * (576 * 3 / 8 + 2) + 576 * 2);
+        assert_eq!(plan.page_bytes(Age::Sink, 0), 128 * 576 * 2);
         assert_eq!(plan.tail_bytes(512), (128 + 128 + 512) * 576 * 2);
-        assert_eq!(plan.bytes_per_token(), layer.bytes_per_token(plan.page));
+        assert_eq!(plan.bytes_per_token(), plan.layer_bytes_per_token(layer));
+    }
+
+    #[test]
+    fn older_tokens_take_less() {
+        let policy = Policy::uniform("q8_0", "turbo3").with_decay("25,40,35").unwrap();
+        let windowed = KvLayer { window: Some(300), ..LAYER };
+        let plan = Plan::new(&policy, &[LAYER, windowed]).unwrap();
+        let pages = |age| plan.page_bytes(age, 0);
+        // 8 + 1/2, 4 + 1/8 and 3 + 1/8 bits, and a mean, of keys; 3 + 1/8 and 2 + 1/8 of values.
+        let bytes = |k: usize, v: usize| 2 * (128 * (k + v) + 2 * 256);
+        assert_eq!(
+            [Age::Tier(0), Age::Tier(1), Age::Tier(2)].map(pages),
+            [bytes(136, 50), bytes(66, 34), bytes(50, 34)]
+        );
+        assert_eq!(plan.page_bytes(Age::Tier(2), 1), pages(Age::Tier(0)), "what a window holds is new");
+        // 100 pages: one sink, 34 cold ones, 40 warm ones, 25 new ones, and a page of tail.
+        assert_eq!([35, 36, 75, 76].map(|page| plan.tier(page * 128, 12_800)), [2, 1, 1, 0]);
+        let global = Plan::new(&policy, &[LAYER]).unwrap();
+        let expected =
+            pages(Age::Sink) + 34 * pages(Age::Tier(2)) + 40 * pages(Age::Tier(1)) + 25 * pages(Age::Tier(0));
+        assert_eq!(global.sequence_bytes(12_800 + 128, 512) - global.tail_bytes(512), expected);
+        let shares = 0.25 * pages(Age::Tier(0)) as f64
+            + 0.4 * pages(Age::Tier(1)) as f64
+            + 0.35 * pages(Age::Tier(2)) as f64;
+        assert!((global.bytes_per_token() * 128.0 - shares).abs() < 1e-6);
     }
 
     #[test]
     fn context_that_fits_is_the_inverse_of_bytes() {
         let windowed = KvLayer { window: Some(300), ..LAYER };
-        let plan = Plan::new(&Policy::uniform("turbo3", "q8_0"), &[LAYER, windowed]).unwrap();
+        let policy = Policy::uniform("turbo3", "q8_0").with_decay("balanced").unwrap();
+        let plan = Plan::new(&policy, &[LAYER, windowed]).unwrap();
         for tokens in [1000, 5000, 100_000] {
             let fits = plan.context_that_fits(plan.sequence_bytes(tokens, 512), 512);
             assert!(fits >= tokens && fits < tokens + plan.page, "{tokens}: {fits}");

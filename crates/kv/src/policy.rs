@@ -17,6 +17,14 @@ use torque_quant::FormatOps;
 /// [[layers]]            # later rules win
 /// at = "0-1,-2--1"      # ordinals of the layers that have KV; negative counts from the end
 /// v = "q8_0"
+///
+/// [[tiers]]             # older tokens, oldest last: sealed again, in smaller formats
+/// percent = 40          # of what is sealed
+/// k = "turbo3"
+///
+/// [[tiers]]
+/// percent = 35
+/// v = "turbo2"
 /// ```
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -40,16 +48,95 @@ pub struct Policy {
     /// Copies of the recurrent state kept for each sequence, to go back to, if the model has recurrent layers.
     #[serde(default = "default_snapshots")]
     pub snapshots: usize,
-    /// Rules for some layers.
+    /// Rules for some layers. What they name holds at every age.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub layers: Vec<LayerRule>,
+    /// Older tokens, the oldest last. Layers with a sliding window, and sinks, have no age.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tiers: Vec<Tier>,
 }
+
+/// Other formats for older tokens of a sequence.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tier {
+    /// How much of the sealed part of a sequence belongs to it, percent.
+    pub percent: usize,
+    /// Format of keys; that of younger ones if none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub k: Option<String>,
+    /// Format of values, likewise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub v: Option<String>,
+}
+
+/// Shares of a sequence, in percent, that [`Policy::with_decay`] knows by name: hot, warm and cold.
+pub const DECAYS: &[(&str, [usize; 3])] =
+    &[("conservative", [25, 40, 35]), ("balanced", [15, 35, 50]), ("aggressive", [5, 25, 70])];
+
+/// What tokens decay to, step by step.
+const LADDER: &[&str] = &["turbo4", "turbo3", "turbo2"];
+
+/// Formats for some layers that [`Policy::with_preset`] knows by name.
+pub struct Preset {
+    /// On the command line.
+    pub name: &'static str,
+    /// What it does.
+    pub about: &'static str,
+    /// The format of values elsewhere, where none is asked for.
+    v: Option<&'static str>,
+    /// [`LayerRule`]s: at, k, v.
+    rules: &'static [(&'static str, Option<&'static str>, Option<&'static str>)],
+}
+
+/// Every preset. Those with numbers are layer-adaptive modes of the forks of llama.cpp, but count the layers that have
+/// KV, whatever their number, and keep the formats that are asked for.
+pub const PRESETS: &[Preset] = &[
+    Preset { name: "uniform", about: "the same formats in every layer", v: None, rules: &[] },
+    Preset {
+        name: "boundary",
+        about: "the first and last two layers in q8_0",
+        v: None,
+        rules: &[("first2,last2", Some("q8_0"), Some("q8_0"))],
+    },
+    Preset {
+        name: "1",
+        about: "the first and last four layers in q8_0",
+        v: None,
+        rules: &[("first4,last4", Some("q8_0"), Some("q8_0"))],
+    },
+    Preset {
+        name: "2",
+        about: "the last eight layers in q8_0",
+        v: None,
+        rules: &[("last8", Some("q8_0"), Some("q8_0"))],
+    },
+    Preset {
+        name: "5",
+        about: "values of the first and last two layers in turbo4, of others in turbo2",
+        v: Some("turbo2"),
+        rules: &[("first2,last2", None, Some("turbo4"))],
+    },
+    Preset {
+        name: "6",
+        about: "values of the last eight layers in turbo4, of others in turbo2",
+        v: Some("turbo2"),
+        rules: &[("last8", None, Some("turbo4"))],
+    },
+    Preset {
+        name: "7",
+        about: "values of the first and last two layers in q8_0, of others in turbo2",
+        v: Some("turbo2"),
+        rules: &[("first2,last2", None, Some("q8_0"))],
+    },
+];
 
 /// Other formats for some layers.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LayerRule {
-    /// Ordinals among the layers that have KV, as a list of numbers and ranges: `0-1,-2--1`.
+    /// Ordinals among the layers that have KV, as a list of numbers and ranges, `0-1,-2--1`, and of `first2` or `last2`,
+    /// which are all layers if there are no more.
     pub at: String,
     /// Format of sealed keys in these layers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -69,8 +156,22 @@ pub enum PolicyError {
     NotForKv(String, String),
     #[error("page length {0} is not a multiple of 16 between 16 and 4096")]
     Page(usize),
-    #[error("layers `{at}`: expected numbers and ranges like `0-1,-2--1`, found `{found}`")]
+    #[error(
+        "layers `{at}`: expected numbers, ranges, `first2` or `last2`, as in `0-1,-2--1`, found `{found}`"
+    )]
     Layers { at: String, found: String },
+    #[error("tiers of older tokens take {0} % of a sequence; 100 is all of it")]
+    Shares(usize),
+    #[error(
+        "decay `{found}`: expected {known}, or percentages of hot, warm and cold tokens that add up to 100, as in `25,40,35`"
+    )]
+    Decay { found: String, known: String },
+    #[error(
+        "tier {tier} of older tokens would be sealed in {format}, which is larger than {younger} before it"
+    )]
+    Grows { tier: usize, format: String, younger: String },
+    #[error("preset `{found}` is not known; known are {known}")]
+    Preset { found: String, known: String },
     #[error("layers `{at}` names layer {layer}, but the model has {layers} layers with KV")]
     NoSuchLayer { at: String, layer: i64, layers: usize },
     #[error("KV head size {0} is not a multiple of 16, which every KV format needs")]
@@ -100,7 +201,16 @@ fn default_snapshots() -> usize {
 
 impl Default for Policy {
     fn default() -> Self {
-        Policy { k: f16(), v: f16(), sink: 128, tail: 128, page: 128, snapshots: 8, layers: Vec::new() }
+        Policy {
+            k: f16(),
+            v: f16(),
+            sink: 128,
+            tail: 128,
+            page: 128,
+            snapshots: 8,
+            layers: Vec::new(),
+            tiers: Vec::new(),
+        }
     }
 }
 
@@ -120,17 +230,84 @@ impl Policy {
         Ok(toml::from_str(text)?)
     }
 
-    /// The effective (K, V) format of each of `layers` layers with KV.
-    pub fn formats(&self, layers: usize) -> Result<Vec<[&'static FormatOps; 2]>, PolicyError> {
+    /// Makes older tokens decay: `hot,warm,cold` in percent or a name of [`DECAYS`]. Warm ones are sealed in the next
+    /// smaller format of turbo4, turbo3 and turbo2 than the policy's, cold ones in the next.
+    pub fn with_decay(self, shares: &str) -> Result<Policy, PolicyError> {
+        let bad = || {
+            let known: Vec<_> = DECAYS.iter().map(|(name, _)| *name).collect();
+            PolicyError::Decay { found: shares.into(), known: known.join(", ") }
+        };
+        let [_, warm, cold] = match DECAYS.iter().find(|(name, _)| *name == shares) {
+            Some((_, shares)) => *shares,
+            None => {
+                let percents: Result<Vec<usize>, _> = shares.split(',').map(|n| n.trim().parse()).collect();
+                let percents: [usize; 3] = percents.ok().and_then(|p| p.try_into().ok()).ok_or_else(bad)?;
+                let sum = percents.iter().fold(0usize, |sum, n| sum.saturating_add(*n));
+                if sum == 100 { percents } else { return Err(bad()) }
+            }
+        };
+        let mut tiers = Vec::new();
+        let (mut k, mut v) = (self.k.clone(), self.v.clone());
+        for percent in [warm, cold] {
+            (k, v) = (smaller(&k)?, smaller(&v)?);
+            tiers.push(Tier { percent, k: Some(k.clone()), v: Some(v.clone()) });
+        }
+        Ok(Policy { tiers, ..self })
+    }
+
+    /// Adds the rules of a preset. `asks_v`: whether the format of values was asked for.
+    pub fn with_preset(mut self, name: &str, asks_v: bool) -> Result<Policy, PolicyError> {
+        let preset = PRESETS.iter().find(|preset| preset.name == name).ok_or_else(|| {
+            let known: Vec<_> = PRESETS.iter().map(|preset| preset.name).collect();
+            PolicyError::Preset { found: name.into(), known: known.join(" ") }
+        })?;
+        if let (Some(v), false) = (preset.v, asks_v) {
+            self.v = v.into();
+        }
+        let rule = |(at, k, v): &(&str, Option<&str>, Option<&str>)| LayerRule {
+            at: (*at).into(),
+            k: k.map(str::to_string),
+            v: v.map(str::to_string),
+        };
+        self.layers.extend(preset.rules.iter().map(rule));
+        Ok(self)
+    }
+
+    /// The effective formats of K and V of each of `layers` layers with KV: of new pages, then of those of every tier,
+    /// or one for all ages.
+    #[allow(clippy::type_complexity)]
+    pub fn formats(&self, layers: usize) -> Result<Vec<[Vec<&'static FormatOps>; 2]>, PolicyError> {
         if self.page == 0 || !self.page.is_multiple_of(16) || self.page > 4096 {
             return Err(PolicyError::Page(self.page));
         }
-        let mut formats = vec![[kv_format(&self.k)?, kv_format(&self.v)?]; layers];
+        let percent = self.tiers.iter().fold(0usize, |sum, tier| sum.saturating_add(tier.percent));
+        if percent > 100 {
+            return Err(PolicyError::Shares(percent));
+        }
+        let mut ages = [vec![kv_format(&self.k)?], vec![kv_format(&self.v)?]];
+        for (i, tier) in self.tiers.iter().enumerate() {
+            for (ages, name) in ages.iter_mut().zip([&tier.k, &tier.v]) {
+                let younger = *ages.last().expect("there is a youngest");
+                let format = name.as_deref().map_or(Ok(younger), kv_format)?;
+                if format.bits() > younger.bits() {
+                    let (format, younger) = (format.name.into(), younger.name.into());
+                    return Err(PolicyError::Grows { tier: i + 1, format, younger });
+                }
+                ages.push(format);
+            }
+        }
+        let mut formats = vec![ages; layers];
         for rule in &self.layers {
-            let k = rule.k.as_deref().map(kv_format).transpose()?;
-            let v = rule.v.as_deref().map(kv_format).transpose()?;
+            let named = [&rule.k, &rule.v];
+            let named = named.map(|name| name.as_deref().map(kv_format).transpose());
+            let [k, v] = named;
+            let named = [k?, v?];
             for layer in select(&rule.at, layers)? {
-                formats[layer] = [k.unwrap_or(formats[layer][0]), v.unwrap_or(formats[layer][1])];
+                for (formats, format) in formats[layer].iter_mut().zip(named) {
+                    if let Some(format) = format {
+                        *formats = vec![format];
+                    }
+                }
             }
         }
         Ok(formats)
@@ -156,7 +333,19 @@ fn kv_format(name: &str) -> Result<&'static FormatOps, PolicyError> {
     }
 }
 
-/// Expands `0-1,-2--1` to layer ordinals.
+/// The largest format of [`LADDER`] that is smaller than a format; itself if none is.
+fn smaller(name: &str) -> Result<String, PolicyError> {
+    let format = kv_format(name)?;
+    let bits = |name: &str| kv_format(name).map(FormatOps::bits);
+    for step in LADDER {
+        if bits(step)? < format.bits() {
+            return Ok(step.to_string());
+        }
+    }
+    Ok(format.name.into())
+}
+
+/// Expands `0-1,-2--1` or `first2,last2` to layer ordinals.
 fn select(at: &str, layers: usize) -> Result<Vec<usize>, PolicyError> {
     let bad = |found: &str| PolicyError::Layers { at: at.into(), found: found.into() };
     let ordinal = |text: &str| -> Result<usize, PolicyError> {
@@ -170,6 +359,15 @@ fn select(at: &str, layers: usize) -> Result<Vec<usize>, PolicyError> {
     };
     let mut selected = Vec::new();
     for item in at.split(',') {
+        let count = |word| item.trim().strip_prefix(word).map(|n| n.parse().map_err(|_| bad(item)));
+        if let Some(count) = count("first") {
+            selected.extend(0..layers.min(count?));
+            continue;
+        }
+        if let Some(count) = count("last") {
+            selected.extend(layers.saturating_sub(count?)..layers);
+            continue;
+        }
         // The dash of a range is the first one that does not open a number.
         let dash = item.char_indices().skip_while(|(_, c)| *c == ' ').skip(1).find(|(_, c)| *c == '-');
         let (first, last) = match dash {
@@ -197,6 +395,8 @@ mod tests {
         check("0-1,-2--1", &[0, 1, 6, 7]);
         check("5--1", &[5, 6, 7]);
         check(" 3 , 4 - 5", &[3, 4, 5]);
+        check("first2, last1", &[0, 1, 7]);
+        check("first20", &[0, 1, 2, 3, 4, 5, 6, 7]);
     }
 
     #[test]
@@ -211,6 +411,8 @@ mod tests {
         check("-9", "layer -9");
         check("3-1", "found `3-1`");
         check("1,,2", "expected numbers");
+        check("first", "found `first`");
+        check("last-1", "found `last-1`");
     }
 
     #[test]
@@ -220,9 +422,48 @@ mod tests {
             ..Policy::uniform("turbo4", "turbo3")
         };
         assert_eq!(Policy::from_toml(&policy.to_string()).unwrap(), policy);
-        let formats = policy.formats(4).unwrap();
-        assert_eq!(formats[1].map(|f| f.name), ["turbo4", "q8_0"]);
-        assert_eq!(formats[2].map(|f| f.name), ["turbo4", "turbo3"]);
+        assert_eq!(names(&policy, 4)[1..3], ["turbo4 | q8_0", "turbo4 | turbo3"]);
+    }
+
+    /// The formats of every layer: ages of keys, then of values.
+    fn names(policy: &Policy, layers: usize) -> Vec<String> {
+        let side = |ages: &Vec<&FormatOps>| ages.iter().map(|f| f.name).collect::<Vec<_>>().join(" ");
+        let formats = policy.formats(layers).unwrap();
+        formats.iter().map(|[k, v]| format!("{} | {}", side(k), side(v))).collect()
+    }
+
+    #[test]
+    fn older_tokens_decay_to_smaller_formats() {
+        let decayed = |k, v, shares| Policy::uniform(k, v).with_decay(shares).unwrap();
+        let policy = decayed("q8_0", "turbo3", "balanced");
+        assert_eq!(names(&policy, 1), ["q8_0 turbo4 turbo3 | turbo3 turbo2 turbo2"]);
+        assert_eq!(policy.tiers.iter().map(|t| t.percent).collect::<Vec<_>>(), [35, 50]);
+        assert_eq!(Policy::from_toml(&policy.to_string()).unwrap(), policy);
+        assert_eq!(decayed("turbo4", "f16", "10, 20,70").tiers[1].percent, 70);
+        for shares in ["", "bold", "10,20", "10,20,71", "10,20,-1", "99999999999999999999,0,0"] {
+            let error = Policy::default().with_decay(shares).unwrap_err().to_string();
+            assert!(error.contains("conservative, balanced, aggressive"), "{error}");
+        }
+        // What a rule names stays as it is.
+        let policy = policy.with_preset("boundary", true).unwrap();
+        assert_eq!(names(&policy, 5)[1..3], ["q8_0 | q8_0", "q8_0 turbo4 turbo3 | turbo3 turbo2 turbo2"]);
+    }
+
+    #[test]
+    fn presets_count_the_layers_that_are_there() {
+        let of = |name: &str, layers| {
+            names(&Policy::uniform("turbo4", "turbo3").with_preset(name, false).unwrap(), layers)
+        };
+        assert_eq!(of("uniform", 1), ["turbo4 | turbo3"]);
+        assert_eq!(of("7", 5)[1..3], ["turbo4 | q8_0", "turbo4 | turbo2"]);
+        assert_eq!(of("2", 9)[..2], ["turbo4 | turbo3", "q8_0 | q8_0"]);
+        for preset in PRESETS {
+            (1..20).for_each(|layers| assert_eq!(of(preset.name, layers).len(), layers));
+        }
+        let asked = Policy::uniform("f16", "turbo4").with_preset("7", true).unwrap();
+        assert_eq!(names(&asked, 9)[4], "f16 | turbo4");
+        let error = Policy::default().with_preset("3", false).unwrap_err().to_string();
+        assert!(error.contains("uniform boundary 1 2 5 6 7"), "{error}");
     }
 
     #[test]
@@ -236,5 +477,8 @@ mod tests {
         check("page = 24", "page length 24");
         check("page = 0", "page length 0");
         check("sinks = 3", "unknown field `sinks`");
+        check("tiers = [{ percent = 60 }, { percent = 41 }]", "101 % of a sequence");
+        check("tiers = [{ percent = 60, k = 'turbo9' }]", "`turbo9` is not known");
+        check("v = 'turbo3'\ntiers = [{ percent = 60, v = 'turbo4' }]", "larger than turbo3");
     }
 }

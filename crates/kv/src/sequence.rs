@@ -1,6 +1,7 @@
 //! Sequences and the pages they share.
 
-use crate::{Plan, Snapshots};
+use crate::{Age, Plan, Snapshots};
+use std::collections::BTreeMap;
 
 /// A sealed page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -27,10 +28,11 @@ pub struct Freed {
     pub window_class: usize,
 }
 
-/// Who uses which page: one reference count per page and window class.
+/// Who uses which page: one reference count per page and window class; and how old pages are.
 #[derive(Debug, Default)]
 pub struct Pages {
     references: Vec<Vec<u32>>,
+    ages: Vec<Age>,
     free: Vec<PageId>,
 }
 
@@ -40,15 +42,41 @@ impl Pages {
         self.references.len() - self.free.len()
     }
 
+    /// What a page is sealed in.
+    pub fn age(&self, page: PageId) -> Age {
+        self.ages[page.0 as usize]
+    }
+
+    /// Pages that have become old for every sequence that holds them, and their new tiers: the backend seals them
+    /// again. A page that has become old stays so when its sequence becomes shorter.
+    pub fn grow_old(&mut self, plan: &Plan, sequences: &[Sequence]) -> Vec<(PageId, usize)> {
+        let global = plan.windows.iter().position(Option::is_none);
+        let Some(class) = global.filter(|_| !plan.tiers.is_empty()) else { return Vec::new() };
+        let mut tiers = BTreeMap::new();
+        for sequence in sequences {
+            for span in sequence.spans(class) {
+                let tier = plan.tier(span.start + plan.page, sequence.tail_start());
+                let youngest = tiers.entry(span.page).or_insert(tier);
+                *youngest = tier.min(*youngest);
+            }
+        }
+        let older = |(page, tier): &(PageId, usize)| matches!(self.age(*page), Age::Tier(t) if t < *tier);
+        let older: Vec<_> = tiers.into_iter().filter(older).collect();
+        older.iter().for_each(|(page, tier)| self.ages[page.0 as usize] = Age::Tier(*tier));
+        older
+    }
+
     /// A page with one reference in every class.
-    fn take(&mut self, classes: usize) -> PageId {
+    fn take(&mut self, classes: usize, age: Age) -> PageId {
         match self.free.pop() {
             Some(page) => {
                 self.references[page.0 as usize].fill(1);
+                self.ages[page.0 as usize] = age;
                 page
             }
             None => {
                 self.references.push(vec![1; classes]);
+                self.ages.push(age);
                 PageId(u32::try_from(self.references.len() - 1).expect("fewer than 2^32 pages fit in memory"))
             }
         }
@@ -139,15 +167,15 @@ impl Sequence {
     }
 
     /// Bytes that the next token reads: the sealed parts held, the open tail, the recurrent state.
-    pub fn read_bytes(&self, plan: &Plan) -> usize {
+    pub fn read_bytes(&self, plan: &Plan, pages: &Pages) -> usize {
         let kv: usize = (plan.layers.iter())
             .map(|layer| {
                 let sealed: usize = self
                     .spans(layer.window_class)
                     .iter()
                     .flat_map(|span| {
-                        let is_sink = plan.is_sink(span.start);
-                        layer.sides.iter().map(move |s| s.part_bytes(s.page_format(is_sink), span.len))
+                        let age = pages.age(span.page);
+                        layer.sides.iter().map(move |s| s.part_bytes(s.page_format(age), span.len))
                     })
                     .sum();
                 let tail: usize = layer.sides.iter().map(|s| s.tail_token_bytes()).sum();
@@ -170,7 +198,7 @@ impl Sequence {
         if self.tail_len() < plan.page + plan.tail {
             return None;
         }
-        let page = pages.take(plan.windows.len());
+        let page = pages.take(plan.windows.len(), plan.new_age(self.tail_start));
         let span = Span { page, start: self.tail_start, len: plan.page };
         self.spans.push(span);
         self.tail_start += plan.page;
@@ -327,6 +355,35 @@ mod tests {
         assert_eq!(sequence.spans(0)[3].start, 40);
         sequence.truncate(0, &plan, &mut pages, &mut freed).unwrap();
         assert_eq!((sequence.len(), pages.in_use()), (0, 0));
+    }
+
+    #[test]
+    fn pages_grow_old_for_all_who_hold_them() {
+        let policy = Policy { page: 16, tail: 0, sink: 16, ..Policy::uniform("turbo4", "turbo4") };
+        let policy = policy.with_decay("25,25,50").unwrap();
+        let layer = KvLayer { heads: 1, head_dim: [64, 64], values_in_keys: false, window: None };
+        let (plan, mut pages) = (Plan::new(&policy, &[layer]).unwrap(), Pages::default());
+        let mut sequences = [Sequence::new(&plan, 0), Sequence::new(&plan, 1)];
+        grow(&mut sequences[0], 64, &plan, &mut pages);
+        // Half of 64 tokens are cold: two pages, of which one is a sink. The next is warm.
+        let [sink, cold, warm, new] = [0, 1, 2, 3].map(PageId);
+        assert_eq!(pages.grow_old(&plan, &sequences), [(cold, 2), (warm, 1)]);
+        assert_eq!([sink, new].map(|page| pages.age(page)), [Age::Sink, Age::Tier(0)]);
+        assert!(pages.grow_old(&plan, &sequences).is_empty());
+        // Another sequence holds the same pages and stays short.
+        let [a, b] = &mut sequences;
+        b.fork_from(a, &mut pages);
+        grow(a, 64, &plan, &mut pages);
+        assert_eq!(pages.grow_old(&plan, &sequences), [(PageId(4), 1), (PageId(5), 1)]);
+        let bytes = sequences[0].read_bytes(&plan, &pages);
+        sequences[1].clear(&mut pages, &mut Vec::new());
+        assert_eq!(pages.grow_old(&plan, &sequences), [(warm, 2), (new, 2)]);
+        assert!(sequences[0].read_bytes(&plan, &pages) < bytes);
+        // A page that is taken again is new.
+        sequences[0].clear(&mut pages, &mut Vec::new());
+        grow(&mut sequences[1], 64, &plan, &mut pages);
+        let young = |span: &Span| pages.age(span.page) == plan.new_age(span.start);
+        assert!(sequences[1].spans(0).iter().all(young));
     }
 
     #[test]

@@ -88,7 +88,7 @@ impl<B: Backend> Context<B> {
 
     /// Bytes of KV that decoding the next token of a sequence reads.
     pub fn kv_read_bytes(&self, sequence: usize) -> usize {
-        self.sequences[sequence].read_bytes(&self.plan)
+        self.sequences[sequence].read_bytes(&self.plan, &self.pages)
     }
 
     /// Runs one pass over a batch: for each part, tokens that follow a sequence's. At most
@@ -127,15 +127,21 @@ impl<B: Backend> Context<B> {
         let (backend, model, store) = (&*self.backend, &*self.model, &mut self.store);
         forward::forward(backend, model, &self.ropes, store, &mut self.activations, &tokens, &segments);
 
-        let mut freed = Vec::new();
+        let (mut freed, mut sealed) = (Vec::new(), false);
         for (sequence, _) in batch {
             let sequence = &mut self.sequences[*sequence];
             while let Some(span) = sequence.seal(&self.plan, &mut self.pages) {
                 self.backend.seal(&mut self.store, sequence, span);
+                sealed = true;
             }
             sequence.expire(&self.plan, &mut self.pages, &mut freed);
         }
         self.backend.free(&mut self.store, &freed);
+        if sealed {
+            for (page, tier) in self.pages.grow_old(&self.plan, &self.sequences) {
+                self.backend.reseal(&mut self.store, page, tier);
+            }
+        }
         Ok(())
     }
 

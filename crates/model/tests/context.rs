@@ -7,7 +7,7 @@ use std::sync::Arc;
 use torque_backend::{Backend, Scalar};
 use torque_cpu::Cpu;
 use torque_gguf::Gguf;
-use torque_kv::{LayerRule, Plan, Policy};
+use torque_kv::{Age, LayerRule, Plan, Policy};
 use torque_model::{Context, ContextOptions, Error, Model};
 
 /// A model on the CPU, ready to make contexts.
@@ -246,7 +246,11 @@ fn expected_bytes(plan: &Plan, tokens: usize) -> usize {
                 continue;
             }
             for side in &layer.sides {
-                let format = if page < plan.sink_pages { side.exact } else { side.format };
+                // Sealed pages are as old as the newest of them says; a window holds new ones.
+                let tiers = plan.tiers.len().min(side.formats.len() - 1);
+                let of_tier = |tier: &usize| plan.tiers[tier - 1..].iter().sum::<usize>() * tail_start;
+                let tier = (1..=tiers).rev().find(|tier| end * 100 <= of_tier(tier)).unwrap_or(0);
+                let format = if page < plan.sink_pages { side.exact } else { side.formats[tier] };
                 let (block, block_bytes) = format.head_block(side.head_dim);
                 let mean = if format.is_float() { 0 } else { 2 * side.head_dim };
                 bytes += side.heads * (plan.page * side.head_dim / block * block_bytes + mean);
@@ -263,6 +267,7 @@ fn bytes_are_those_of_the_plan() {
         let policies = policies().into_iter().chain([
             Policy { tail: 40, ..short_pages("q8_0", "turbo2") },
             Policy { sink: 32, ..short_pages("turbo2", "turbo4") },
+            Policy { sink: 16, ..short_pages("q8_0", "turbo4") }.with_decay("25,40,35").unwrap(),
         ]);
         for policy in policies {
             let mut context = loaded.context(&policy, 1);
@@ -310,7 +315,7 @@ fn windows_drop_pages_and_nothing_else_changes() {
         for chunk in cpu.tokens.chunks(16) {
             feed(&mut context, 0, chunk, 16);
             let pages = context.len(0) / 16;
-            windowed.push(context.kv_bytes().0 - pages * plan.page_bytes(false, global));
+            windowed.push(context.kv_bytes().0 - pages * plan.page_bytes(Age::Tier(0), global));
         }
         assert!(
             windowed[0] < windowed[1] && windowed[2..].iter().all(|&b| b == windowed[2]),

@@ -41,7 +41,14 @@ pub struct PolicyFlags {
     /// Tokens sealed at once, a multiple of 16 [default: 128]
     #[arg(long, value_name = "N")]
     pub kv_page: Option<usize>,
-    /// Policy (TOML): formats by layer, tail, sink. The flags above win over it
+    /// Other formats for some layers: uniform, boundary, or a layer-adaptive mode of llama.cpp's forks, 1 2 5 6 7
+    #[arg(long, value_name = "NAME")]
+    pub kv_preset: Option<String>,
+    /// Seal older tokens again, in smaller formats: conservative, balanced, aggressive, or hot, warm and cold tokens
+    /// in percent, as 25,40,35
+    #[arg(long, value_name = "SHARES")]
+    pub kv_decay: Option<String>,
+    /// Policy (TOML): formats by layer and age, tail, sink. The flags above win over it
     #[arg(long, value_name = "FILE")]
     pub kv_policy: Option<PathBuf>,
 }
@@ -73,6 +80,13 @@ impl PolicyFlags {
         policy.tail = self.kv_tail.unwrap_or(policy.tail);
         policy.sink = self.kv_sink.unwrap_or(policy.sink);
         policy.page = self.kv_page.unwrap_or(policy.page);
+        if let Some(preset) = &self.kv_preset {
+            let asks_v = self.cache_type_v.is_some() || self.kv_policy.is_some();
+            policy = policy.with_preset(preset, asks_v).context("--kv-preset")?;
+        }
+        if let Some(shares) = &self.kv_decay {
+            policy = policy.with_decay(shares).context("--kv-decay")?;
+        }
         Ok(policy)
     }
 }

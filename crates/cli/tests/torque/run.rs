@@ -133,3 +133,19 @@ fn a_bias_forbids_and_forces_tokens() {
     let forced = stdout(&mut torque("run -p x -n 3 --temp 0 --no-display-prompt -l 10+1000"));
     assert_eq!(forced, "'''\n".replace("'''", &"'".repeat(3)));
 }
+
+#[test]
+fn policies_are_told() {
+    let told = |flags: &str| output(&mut torque(&format!("run -v -n 1 -p hello {flags}")));
+    let text = told("-ctk q8_0 -ctv turbo4 --kv-decay balanced --kv-preset boundary").stderr;
+    assert!(text.contains("layer 2-3: q8_0>turbo4>turbo3/turbo4>turbo3>turbo2"), "{text}");
+    assert!(text.contains("layer 0-1,4-5: q8_0") && text.contains("35 % and 50 %"), "{text}");
+    for (flags, part) in [
+        ("--kv-decay bold", "conservative, balanced, aggressive"),
+        ("--kv-decay 50,30,30", "add up to 100"),
+        ("--kv-preset 3", "uniform boundary 1 2 5 6 7"),
+    ] {
+        let output = told(flags);
+        assert!(output.status == 1 && output.stderr.contains(part), "{flags}: {}", output.stderr);
+    }
+}
