@@ -1,9 +1,9 @@
 //! Choosing an instruction set at run time.
 
-#[cfg(target_arch = "aarch64")]
-use crate::Neon;
 #[cfg(target_arch = "x86_64")]
 use crate::{Avx2, Avx512};
+#[cfg(target_arch = "aarch64")]
+use crate::{Dotprod, Neon};
 use crate::{Isa, Scalar};
 
 /// The name of an instruction set, on this or another kind of processor.
@@ -17,11 +17,13 @@ pub enum Level {
     Avx512,
     /// 64-bit Arm.
     Neon,
+    /// 64-bit Arm with products of bytes.
+    Dotprod,
 }
 
 impl Level {
     /// Every instruction set, slowest first.
-    pub const ALL: [Level; 4] = [Level::Scalar, Level::Avx2, Level::Avx512, Level::Neon];
+    pub const ALL: [Level; 5] = [Level::Scalar, Level::Avx2, Level::Avx512, Level::Neon, Level::Dotprod];
 
     /// The best instruction set of this processor.
     pub fn detect() -> Level {
@@ -43,6 +45,8 @@ impl Level {
             Level::Avx512 => Avx512::new().is_some(),
             #[cfg(target_arch = "aarch64")]
             Level::Neon => Neon::new().is_some(),
+            #[cfg(target_arch = "aarch64")]
+            Level::Dotprod => Dotprod::new().is_some(),
             #[allow(unreachable_patterns)]
             _ => false,
         }
@@ -55,6 +59,7 @@ impl Level {
             Level::Avx2 => "avx2",
             Level::Avx512 => "avx512",
             Level::Neon => "neon",
+            Level::Dotprod => "dotprod",
         }
     }
 
@@ -88,6 +93,8 @@ macro_rules! dispatch {
             $crate::Level::Avx512 => arm!(Avx512),
             #[cfg(target_arch = "aarch64")]
             $crate::Level::Neon => arm!(Neon),
+            #[cfg(target_arch = "aarch64")]
+            $crate::Level::Dotprod => arm!(Dotprod),
             #[allow(unreachable_patterns)]
             other => panic!("level `{}` belongs to another kind of processor", other.name()),
         }

@@ -38,7 +38,7 @@ pub use avx2::Avx2;
 pub use avx512::Avx512;
 pub use level::Level;
 #[cfg(target_arch = "aarch64")]
-pub use neon::Neon;
+pub use neon::{Dotprod, Neon};
 pub use scalar::Scalar;
 
 /// Lanes of a vector, on every instruction set.

@@ -1,16 +1,31 @@
-//! NEON: a vector is four registers.
+//! NEON, with and without products of bytes: a vector is four registers.
+//!
+//! The matrix product of I8MM does not fit sixteen rows in the lanes of a vector: a register of it would be eight
+//! bytes of two rows.
 
 use crate::Isa;
 use std::arch::aarch64::*;
-use std::arch::asm;
+use std::arch::{asm, is_aarch64_feature_detected};
+
+/// NEON, and SDOT or not.
+#[derive(Clone, Copy, Debug)]
+pub struct Arm<const SDOT: bool>(());
 
 /// NEON, which every 64-bit Arm processor has.
-#[derive(Clone, Copy, Debug)]
-pub struct Neon(());
+pub type Neon = Arm<false>;
 
-/// Calls `f` with the instructions enabled. The features that [`Neon::new`] looks for are these.
+/// NEON and SDOT: Arm since Cortex-A76 and Neoverse N1, Apple since M1.
+pub type Dotprod = Arm<true>;
+
+/// Calls `f` with the instructions enabled. The feature that [`Neon`] looks for is this.
 #[target_feature(enable = "neon")]
 fn run<R>(f: impl FnOnce() -> R) -> R {
+    f()
+}
+
+/// The same for those of [`Dotprod`].
+#[target_feature(enable = "neon,dotprod")]
+fn run_dotprod<R>(f: impl FnOnce() -> R) -> R {
     f()
 }
 
@@ -56,21 +71,22 @@ macro_rules! methods {
 type F = [float32x4_t; 4];
 type N = [uint32x4_t; 4];
 
-impl Isa for Neon {
-    const NAME: &'static str = "neon";
+impl<const SDOT: bool> Isa for Arm<SDOT> {
+    const NAME: &'static str = if SDOT { "dotprod" } else { "neon" };
     const TILE: (usize, usize) = (2, 2);
     type F = F;
     type N = N;
 
     #[inline(always)]
     fn new() -> Option<Self> {
-        std::arch::is_aarch64_feature_detected!("neon").then_some(Neon(()))
+        (is_aarch64_feature_detected!("neon") && (!SDOT || is_aarch64_feature_detected!("dotprod")))
+            .then_some(Arm(()))
     }
 
     #[inline(always)]
     fn run<R>(self, f: impl FnOnce() -> R) -> R {
-        // SAFETY: `self` is only made by `new`, which found the feature.
-        unsafe { run(f) }
+        // SAFETY: `self` is only made by `new`, which found the features.
+        unsafe { if SDOT { run_dotprod(f) } else { run(f) } }
     }
 
     methods! {
@@ -130,12 +146,8 @@ impl Isa for Neon {
             for (i, v) in v.into_iter().enumerate() {
                 vst1q_u8(out.as_mut_ptr().add(16 * i), vreinterpretq_u8_u32(v));
             };
-        // No byte has its sign bit set, so they may be read as signed.
-        dot4(sum: N, u: N, s: N) -> N = each!(i => four_products(sum[i], u[i], s[i]));
-        dot2(pairs: N, u: N, s: N) -> N = each!(i => {
-            let (low, high) = products(u[i], s[i]);
-            vreinterpretq_u32_s16(vaddq_s16(vreinterpretq_s16_u32(pairs[i]), vpaddq_s16(low, high)))
-        });
+        dot2(pairs: N, u: N, s: N) -> N = each!(i =>
+            vreinterpretq_u32_s16(vaddq_s16(vreinterpretq_s16_u32(pairs[i]), two_products(u[i], s[i]))));
         mul_pairs(a: N, b: N) -> N = each!(i => {
             let product = vmulq_u16(vreinterpretq_u16_u32(a[i]), vreinterpretq_u16_u32(b[i]));
             vreinterpretq_u32_u16(product)
@@ -145,7 +157,8 @@ impl Isa for Neon {
             let (low, high) = (vmull_s16(vget_low_s16(a), vget_low_s16(b)), vmull_high_s16(a, b));
             vaddq_u32(sum[i], vreinterpretq_u32_s32(vpaddq_s32(low, high)))
         });
-        dot4_wide(sum: N, w: N, s: N) -> N = each!(i => four_products(sum[i], w[i], s[i]));
+        dot4_wide(sum: N, w: N, s: N) -> N =
+            each!(i => if SDOT { sdot(sum[i], w[i], s[i]) } else { four_products(sum[i], w[i], s[i]) });
         load_rows(x: &[u8], stride: usize, offset: usize) -> [N; 4] = {
             assert!(x.len() >= 15 * stride + offset + 16, "sixteen bytes of sixteen rows");
             let x = x.as_ptr().add(offset);
@@ -254,6 +267,11 @@ impl Isa for Neon {
     }
 
     #[inline(always)]
+    fn dot4(self, sum: N, u: N, s: N) -> N {
+        // No byte of u has its sign bit set, so they may be read as signed.
+        self.dot4_wide(sum, u, s)
+    }
+    #[inline(always)]
     fn spread8<const BITS: usize>(self, low: u32, high: u32) -> N {
         const { assert!(BITS <= 4) };
         each!(i => {
@@ -294,23 +312,35 @@ impl Isa for Neon {
 }
 
 /// `sum[i] + Σ_j w[4i + j]·s[4i + j]` of signed bytes.
-#[inline(always)]
-unsafe fn four_products(sum: uint32x4_t, w: uint32x4_t, s: uint32x4_t) -> uint32x4_t {
-    // SAFETY: the caller holds a [`Neon`].
+#[inline]
+#[target_feature(enable = "dotprod")]
+fn sdot(mut sum: uint32x4_t, w: uint32x4_t, s: uint32x4_t) -> uint32x4_t {
+    // The intrinsic is unstable.
+    // SAFETY: the instruction touches only these registers.
     unsafe {
-        let (low, high) = products(w, s);
-        let quads = vpaddq_s32(vpaddlq_s16(low), vpaddlq_s16(high));
-        vaddq_u32(sum, vreinterpretq_u32_s32(quads))
+        asm!(
+            "sdot {sum:v}.4s, {w:v}.16b, {s:v}.16b",
+            sum = inout(vreg) sum, w = in(vreg) w, s = in(vreg) s,
+            options(pure, nomem, nostack, preserves_flags),
+        );
     }
+    sum
 }
 
-/// Bytes times bytes: those of the first eight, and of the others.
+/// The same without that instruction.
 #[inline(always)]
-unsafe fn products(w: uint32x4_t, s: uint32x4_t) -> (int16x8_t, int16x8_t) {
-    // SAFETY: the caller holds a [`Neon`].
+unsafe fn four_products(sum: uint32x4_t, w: uint32x4_t, s: uint32x4_t) -> uint32x4_t {
+    // SAFETY: the caller holds an [`Arm`].
+    unsafe { vreinterpretq_u32_s32(vpadalq_s16(vreinterpretq_s32_u32(sum), two_products(w, s))) }
+}
+
+/// `w[2i]·s[2i] + w[2i + 1]·s[2i + 1]` of signed bytes, |s| at most 127: a sum of two products fits 16 bits.
+#[inline(always)]
+unsafe fn two_products(w: uint32x4_t, s: uint32x4_t) -> int16x8_t {
+    // SAFETY: the caller holds an [`Arm`].
     unsafe {
         let (w, s) = (vreinterpretq_s8_u32(w), vreinterpretq_s8_u32(s));
-        (vmull_s8(vget_low_s8(w), vget_low_s8(s)), vmull_high_s8(w, s))
+        vpaddq_s16(vmull_s8(vget_low_s8(w), vget_low_s8(s)), vmull_high_s8(w, s))
     }
 }
 
@@ -319,7 +349,7 @@ unsafe fn products(w: uint32x4_t, s: uint32x4_t) -> (int16x8_t, int16x8_t) {
 unsafe fn widened(half: uint16x4_t) -> float32x4_t {
     let single: float32x4_t;
     // The intrinsic wants the unstable type `f16`.
-    // SAFETY: the caller holds a [`Neon`]; the instruction touches only these registers.
+    // SAFETY: the caller holds an [`Arm`]; the instruction touches only these registers.
     unsafe {
         asm!("fcvtl {0:v}.4s, {1:v}.4h", out(vreg) single, in(vreg) half, options(pure, nomem, nostack));
     }

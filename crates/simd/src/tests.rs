@@ -214,6 +214,7 @@ fn half_precision_agrees_with_scalar<I: Isa>(isa: I) {
 #[test]
 fn every_instruction_set_agrees_with_scalar() {
     for level in Level::all_available() {
+        println!("{}", level.name());
         dispatch!(level, |isa| isa.run(|| agrees_with_scalar(isa)));
         dispatch!(level, |isa| isa.run(|| half_precision_agrees_with_scalar(isa)));
     }
