@@ -294,6 +294,8 @@ fn few_tokens<F: Format, I: Isa, const T: usize>(
     for t in 0..T {
         tokens[t] = &x[t.min(x.len() - 1)];
     }
+    // Made once: the compiler would clear it for every block.
+    let mut affines = [(isa.splat(0.0), isa.splat(0.0)); 16];
     for first in (0..rows.len()).step_by(LANES) {
         let mut sums = [isa.splat(0.0); T];
         for k in (0..rows.columns).step_by(F::BLOCK) {
@@ -304,7 +306,6 @@ fn few_tokens<F: Format, I: Isa, const T: usize>(
                 groups[t] = tokens[t].groups(F::GROUP).get(k / F::GROUP, F::BLOCK / F::GROUP);
                 codes[t] = &tokens[t].codes.as_chunks().0[k / 4..][..F::BLOCK / 4];
             }
-            let mut affines = [(isa.splat(0.0), isa.splat(0.0)); 16];
             F::row_affines(
                 isa,
                 blocks,
