@@ -33,7 +33,7 @@ impl Format for Q2K {
     const BLOCK: usize = 256;
     const BYTES: usize = 84;
     const GROUP: usize = 16;
-    const PART: usize = 256;
+    const PART: usize = 128;
     const SHIFTED: bool = true;
     const TOP: u8 = 3;
 
@@ -89,17 +89,15 @@ impl Format for Q2K {
     }
 
     #[inline(always)]
-    fn row_codes<I: Isa>(isa: I, blocks: Blocks<'_>, _: usize, mut put: impl FnMut(usize, &[I::N])) {
-        written_out!(HALF of 0 1 => {
-            let packed = [blocks.words(isa, 16 + 32 * HALF), blocks.words(isa, 32 + 32 * HALF)];
-            written_out!(G of 0 1 2 3 4 5 6 7 => {
-                let mut codes = packed[0];
-                for j in 0..4 {
-                    let pairs = isa.shr_by(packed[G % 2][j], G as u32 / 2 * 2);
-                    codes[j] = isa.and(pairs, isa.splat_n(0x0303_0303));
-                }
-                put(8 * HALF + G, &codes);
-            });
+    fn row_codes<I: Isa>(isa: I, blocks: Blocks<'_>, part: usize, mut put: impl FnMut(usize, &[I::N])) {
+        let packed = [blocks.words(isa, 16 + 32 * part), blocks.words(isa, 32 + 32 * part)];
+        written_out!(G of 0 1 2 3 4 5 6 7 => {
+            let mut codes = packed[0];
+            for j in 0..4 {
+                let pairs = isa.shr_by(packed[G % 2][j], G as u32 / 2 * 2);
+                codes[j] = isa.and(pairs, isa.splat_n(0x0303_0303));
+            }
+            put(8 * part + G, &codes);
         });
     }
 }
