@@ -160,8 +160,13 @@ fn tile<F: Format, I: Isa, const R: usize, const T: usize>(
     for i in 0..R {
         w[i] = rows.slice::<F>((r + i).min(rows.n - 1), k, columns);
     }
-    let sums =
-        if columns < LANES { tail::<F, I, R, T>(isa, w, xs) } else { products::<F, I, R, T>(isa, w, xs) };
+    // The next rows are asked for a block at a time: a processor does not foresee that several rows end at once.
+    let ahead = R * rows.row_bytes;
+    let sums = if columns < LANES {
+        tail::<F, I, R, T>(isa, w, xs)
+    } else {
+        products::<F, I, R, T>(isa, w, xs, ahead)
+    };
     let sums = sum_all(isa, sums);
     for (i, sums) in sums.into_iter().enumerate().take(rows.n - r) {
         for (t, sum) in sums.into_iter().enumerate().take(tokens) {
@@ -171,12 +176,13 @@ fn tile<F: Format, I: Isa, const R: usize, const T: usize>(
     }
 }
 
-/// Lane sums of the products of R rows and T vectors, in whole blocks.
+/// Lane sums of the products of R rows and T vectors, in whole blocks. Asks for the bytes that lie `ahead`.
 #[inline(always)]
 fn products<F: Format, I: Isa, const R: usize, const T: usize>(
     isa: I,
     rows: [&[u8]; R],
     x: [&[f32]; T],
+    ahead: usize,
 ) -> [[I::F; T]; R] {
     let chunks = const { F::BLOCK / LANES };
     let blocks = x[0].len() / F::BLOCK;
@@ -191,6 +197,7 @@ fn products<F: Format, I: Isa, const R: usize, const T: usize>(
         for r in 0..R {
             block[r] = &rows[r][b * F::BYTES..][..F::BYTES];
             affines[r].read::<F, I>(isa, block[r]);
+            isa.prefetch(block[r], ahead);
         }
         let mut xs = [&x[0][..chunks]; T];
         for t in 0..T {
@@ -225,7 +232,7 @@ fn tail<F: Format, I: Isa, const R: usize, const T: usize>(
 ) -> [[I::F; T]; R] {
     let rows = rows.map(pad::<u8, 64>);
     let x = x.map(pad::<f32, 16>);
-    products::<F, I, R, T>(isa, rows.each_ref().map(|row| &row[..F::BYTES]), x.each_ref().map(|x| &x[..]))
+    products::<F, I, R, T>(isa, rows.each_ref().map(|row| &row[..F::BYTES]), x.each_ref().map(|x| &x[..]), 0)
 }
 
 /// Scales and shifts of a block's one group, or two, in every lane.

@@ -201,17 +201,17 @@ fn sixteens<F: Format, I: Isa>(isa: I, rows: Rows, x: &[Rounded], out: &mut [f32
                 },
             );
             let tiles = const {
-                match (F::GROUP, run::<F, I>(), F::SHIFTED, F::WIDE) {
-                    (32, 8, false, true) => tiles::tiles::<I, 32, 8, false, true>,
-                    (32, 8, false, false) => tiles::tiles::<I, 32, 8, false, false>,
-                    (32, 8, true, false) => tiles::tiles::<I, 32, 8, true, false>,
-                    (32, 4, true, false) => tiles::tiles::<I, 32, 4, true, false>,
-                    (16, 4, false, false) => tiles::tiles::<I, 16, 4, false, false>,
-                    (16, 4, true, false) => tiles::tiles::<I, 16, 4, true, false>,
+                match (F::GROUP, F::SHIFTED, F::WIDE, center::<F, I>() > 0) {
+                    (32, false, true, false) => tiles::tiles::<I, 32, false, true, false>,
+                    (32, false, false, false) => tiles::tiles::<I, 32, false, false, false>,
+                    (32, true, false, false) => tiles::tiles::<I, 32, true, false, false>,
+                    (32, true, false, true) => tiles::tiles::<I, 32, true, false, true>,
+                    (16, false, false, false) => tiles::tiles::<I, 16, false, false, false>,
+                    (16, true, false, false) => tiles::tiles::<I, 16, true, false, false>,
                     _ => panic!("another kind of format"),
                 }
             };
-            tiles(isa, panels, offset::<F, I>(), x, k, width, &mut out[first..], stride);
+            tiles(isa, panels, [offset::<F, I>(), center::<F, I>()], x, k, width, &mut out[first..], stride);
         }
     }
 }
@@ -222,19 +222,19 @@ const FEW: usize = 4;
 /// Panels that are multiplied together.
 const PANELS: usize = 2;
 
-/// Words of four codes whose products are added up in 16 bits, where [`Isa::PAIRS`] makes that worth while; otherwise
-/// all of a group.
-const fn run<F: Format, I: Isa>() -> usize {
-    let (words, offset, top) = (F::GROUP / 4, F::OFFSET as usize, F::TOP as usize);
-    // Codes less their offset, of which there are two a word.
-    let largest = if offset > 0 { offset } else { top };
-    assert!(F::WIDE || top <= 2 * largest, "codes lie around their offset");
-    let fit = i16::MAX as usize / (2 * 127 * largest);
-    if F::WIDE || !I::PAIRS || fit >= words {
-        return words;
+/// What sums of 16 bits leave out of every code, besides the offset, so that they hold the products of a group: it is
+/// added to the sum of 32 bits.
+const fn center<F: Format, I: Isa>() -> i32 {
+    let (words, offset, top) = (F::GROUP as i32 / 4, F::OFFSET as i32, F::TOP as i32);
+    if F::WIDE || !I::PAIRS {
+        return 0;
     }
-    assert!(offset == 0, "sums of 16 bits begin with all that an offset adds");
-    1 << fit.ilog2()
+    // Products of two codes a word.
+    let most = i16::MAX as i32 / (2 * 127 * words);
+    let center = if offset > 0 || top <= most { 0 } else { (top + 1) / 2 };
+    assert!(if offset + center > 0 { offset + center } else { top } <= most, "a group fits 16 bits");
+    assert!(top <= 2 * (offset + center) || offset + center == 0, "codes lie around what is left out");
+    center
 }
 
 /// What sums of products with codes begin with: less what `offset` adds to them. Sums of 16 bits may wrap on the way
@@ -252,17 +252,6 @@ fn starts<I: Isa>(isa: I, totals: I::N, offset: i32, wide: bool) -> I::N {
     }
 }
 
-/// The same of one group in every lane; a whole number is quicker to multiply alone.
-#[inline(always)]
-fn start<I: Isa>(isa: I, totals: [u8; 4], offset: i32, wide: bool) -> I::N {
-    if wide || !I::PAIRS {
-        let [a, b, c, d] = totals;
-        let total = i16::from_le_bytes([a, b]) + i16::from_le_bytes([c, d]);
-        return isa.splat_n(-offset * i32::from(total));
-    }
-    starts(isa, isa.splat_n(i32::from_le_bytes(totals)), offset, wide)
-}
-
 /// Adds four products a lane.
 #[inline(always)]
 fn add<I: Isa>(isa: I, sums: I::N, w: I::N, x: I::N, wide: bool) -> I::N {
@@ -275,10 +264,10 @@ fn add<I: Isa>(isa: I, sums: I::N, w: I::N, x: I::N, wide: bool) -> I::N {
     }
 }
 
-/// `whole` and the sums of a run.
+/// Sums of 32 bits, and what was left out of them.
 #[inline(always)]
-fn end<I: Isa>(isa: I, whole: I::N, sums: I::N, wide: bool) -> I::N {
-    if wide || !I::PAIRS { sums } else { isa.dot_pairs(whole, sums, isa.splat_n(0x0001_0001)) }
+fn end<I: Isa>(isa: I, sums: I::N, left_out: I::N, wide: bool) -> I::N {
+    if wide || !I::PAIRS { sums } else { isa.dot_pairs(left_out, sums, isa.splat_n(0x0001_0001)) }
 }
 
 /// T tokens, few: codes stay in registers and are used for all. Missing tokens repeat the last one.
@@ -294,6 +283,8 @@ fn few_tokens<F: Format, I: Isa, const T: usize>(
     for t in 0..T {
         tokens[t] = &x[t.min(x.len() - 1)];
     }
+    // Made once: the compiler would clear it for every block.
+    let mut affines = [(isa.splat(0.0), isa.splat(0.0)); 16];
     for first in (0..rows.len()).step_by(LANES) {
         let mut sums = [isa.splat(0.0); T];
         for k in (0..rows.columns).step_by(F::BLOCK) {
@@ -304,7 +295,6 @@ fn few_tokens<F: Format, I: Isa, const T: usize>(
                 groups[t] = tokens[t].groups(F::GROUP).get(k / F::GROUP, F::BLOCK / F::GROUP);
                 codes[t] = &tokens[t].codes.as_chunks().0[k / 4..][..F::BLOCK / 4];
             }
-            let mut affines = [(isa.splat(0.0), isa.splat(0.0)); 16];
             F::row_affines(
                 isa,
                 blocks,
@@ -322,17 +312,15 @@ fn few_tokens<F: Format, I: Isa, const T: usize>(
                         let (scales, shifts) = affines[g];
                         for t in 0..T {
                             let (x_scales, x_sums, totals) = groups[t];
-                            let mut products = start(isa, totals[g], offset::<F, I>(), F::WIDE);
-                            let mut whole = isa.splat_n(0);
-                            let run = const { run::<F, I>() };
-                            for r in 0..F::GROUP / 4 / run {
-                                for j in r * run..(r + 1) * run {
-                                    let x = i32::from_le_bytes(codes[t][g * (F::GROUP / 4) + j]);
-                                    products = add(isa, products, w[j], isa.splat_n(x), F::WIDE);
-                                }
-                                whole = end(isa, whole, products, F::WIDE);
-                                products = isa.splat_n(0);
+                            let totals = isa.splat_n(i32::from_le_bytes(totals[g]));
+                            let center = const { center::<F, I>() };
+                            let mut products = starts(isa, totals, offset::<F, I>() + center, F::WIDE);
+                            for j in 0..F::GROUP / 4 {
+                                let x = i32::from_le_bytes(codes[t][g * (F::GROUP / 4) + j]);
+                                products = add(isa, products, w[j], isa.splat_n(x), F::WIDE);
                             }
+                            let left_out = starts(isa, totals, -center, true);
+                            let whole = end(isa, products, left_out, F::WIDE);
                             let scales = isa.mul(scales, isa.splat(x_scales[g]));
                             sums[t] = isa.fma(isa.to_f32(whole), scales, sums[t]);
                             if F::SHIFTED {

@@ -7,6 +7,7 @@ use torque_backend::suite::from_host;
 use torque_backend::{Backend, MatrixData};
 use torque_cpu::Cpu;
 use torque_quant::attend::Part;
+use torque_quant::attend::whole::{Codes, Split, Weights};
 use torque_quant::gemm::Matrix;
 use torque_quant::{FormatOps, SharedKernels};
 use torque_simd::Level;
@@ -153,20 +154,31 @@ fn product(setting: &Setting, kernel: &Kernel) -> Work {
     Work { bytes, multiply_adds: rows * COLUMNS * tokens, run: Box::new(run) }
 }
 
+/// Scores as attention takes them: in whole numbers where codes can be unpacked.
 fn scores(setting: &Setting, kernel: &Kernel) -> Work {
     let (q, mut out) = (vec![1.0; kernel.count * HEAD_DIM], vec![0.0; kernel.count * TOKENS]);
-    let scores = (setting.format.kernels)(setting.level).scores;
-    setting.parts(kernel, move |part| scores(part, &q, black_box(&mut out)))
+    let kernels = (setting.format.kernels)(setting.level);
+    let scores = SharedKernels::of(setting.level).scores;
+    let (mut codes, mut split) = (Codes::default(), Split::default());
+    setting.parts(kernel, move |part| match (kernels.unpack[0])(part, &mut codes) {
+        true => scores(&codes, &q, &mut split, black_box(&mut out)),
+        false => (kernels.scores)(part, &q, black_box(&mut out)),
+    })
 }
 
 fn accumulate(setting: &Setting, kernel: &Kernel) -> Work {
     let weights = vec![1.0 / TOKENS as f32; kernel.count * TOKENS];
     let mut out = vec![0.0; kernel.count * HEAD_DIM];
-    let accumulate = (setting.format.kernels)(setting.level).accumulate;
+    let kernels = (setting.format.kernels)(setting.level);
+    let accumulate = SharedKernels::of(setting.level).accumulate;
+    let (mut codes, mut room) = (Codes::default(), Weights::default());
     setting.parts(kernel, move |part| {
         // Sums that grow from run to run would end in infinity.
         out.fill(0.0);
-        accumulate(part, &weights, black_box(&mut out));
+        match (kernels.unpack[1])(part, &mut codes) {
+            true => accumulate(&codes, &weights, &mut room, black_box(&mut out)),
+            false => (kernels.accumulate)(part, &weights, black_box(&mut out)),
+        }
     })
 }
 

@@ -1,5 +1,16 @@
 //! One file a family of formats.
 
+/// A loop, written out: the compiler would leave a long one as it is, and what depends on its number would not be
+/// constant.
+macro_rules! written_out {
+    ($n:ident of $($number:literal)* => $body:expr) => {
+        $({
+            const $n: usize = $number;
+            $body
+        })*
+    };
+}
+
 mod fit;
 mod float;
 mod iq4;
@@ -92,6 +103,14 @@ fn biased<I: Isa>(isa: I, v: I::N) -> I::N {
 #[inline(always)]
 fn byte_of<I: Isa>(isa: I, w: I::N, k: usize, shift: usize, mask: i32) -> I::N {
     isa.and(isa.shr_by(w, (8 * k + shift) as u32), isa.splat_n(mask))
+}
+
+/// Calls `each(g, number)` for all sixteen bytes of each lane of four words, first to last.
+#[inline(always)]
+fn each_byte<I: Isa>(isa: I, words: [I::N; 4], mut each: impl FnMut(usize, I::N)) {
+    written_out!(W of 0 1 2 3 => for k in 0..4 {
+        each(4 * W + k, byte_of(isa, words[W], k, 0, 255));
+    });
 }
 
 /// The little-endian word at an offset.

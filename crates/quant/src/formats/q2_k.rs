@@ -7,7 +7,7 @@
 //! ```
 
 use super::fit::{Affine, AffineSearch, fit_affine, nearest};
-use super::{byte_of, f16_at, two_f16, write_f16};
+use super::{each_byte, f16_at, two_f16, write_f16};
 use crate::format::{Blocks, Format};
 use torque_simd::{Isa, Scalar};
 
@@ -77,24 +77,27 @@ impl Format for Q2K {
     fn row_affines<I: Isa>(isa: I, blocks: Blocks<'_>, mut put: impl FnMut(usize, I::F, I::F)) {
         let (d, min) = two_f16(isa, blocks.words(isa, 68)[3]);
         let min = isa.sub(isa.splat(0.0), min);
-        let packed = blocks.words(isa, 0);
-        for g in 0..16 {
-            let scale = isa.to_f32(byte_of(isa, packed[g / 4], g % 4, 0, 15));
-            let minimum = isa.to_f32(byte_of(isa, packed[g / 4], g % 4, 4, 15));
-            put(g, isa.mul(d, scale), isa.mul(min, minimum));
-        }
+        each_byte(
+            isa,
+            blocks.words(isa, 0),
+            #[inline(always)]
+            |g, both| {
+                let (scale, minimum) = (isa.and(both, isa.splat_n(15)), isa.shr::<4>(both));
+                put(g, isa.mul(d, isa.to_f32(scale)), isa.mul(min, isa.to_f32(minimum)));
+            },
+        );
     }
 
     #[inline(always)]
     fn row_codes<I: Isa>(isa: I, blocks: Blocks<'_>, part: usize, mut put: impl FnMut(usize, &[I::N])) {
         let packed = [blocks.words(isa, 16 + 32 * part), blocks.words(isa, 32 + 32 * part)];
-        for g in 0..8 {
+        written_out!(G of 0 1 2 3 4 5 6 7 => {
             let mut codes = packed[0];
             for j in 0..4 {
-                let pairs = isa.shr_by(packed[g % 2][j], g as u32 / 2 * 2);
+                let pairs = isa.shr_by(packed[G % 2][j], G as u32 / 2 * 2);
                 codes[j] = isa.and(pairs, isa.splat_n(0x0303_0303));
             }
-            put(8 * part + g, &codes);
-        }
+            put(8 * part + G, &codes);
+        });
     }
 }

@@ -10,7 +10,7 @@
 
 use super::fit::{fit_symmetric_by_descent, nearest};
 use super::q2_k::{pack_pairs, unpack_pair};
-use super::{byte_of, f16_at, two_f16, write_f16};
+use super::{each_byte, f16_at, two_f16, write_f16};
 use crate::format::{Blocks, Format};
 use torque_simd::{Isa, Scalar};
 
@@ -79,28 +79,46 @@ impl Format for Q3K {
         for i in 0..3 {
             words[i] = isa.or(isa.shr::<16>(w[i]), isa.shl::<16>(w[i + 1]));
         }
-        let [low @ .., high, _] = words;
-        for g in 0..16 {
-            let two = byte_of(isa, high, g % 4, g / 4 * 2, 3);
-            let integers = isa.or(byte_of(isa, low[g % 8 / 4], g % 4, g / 8 * 4, 15), isa.shl::<4>(two));
-            let scale = isa.to_f32(isa.add_n(integers, isa.splat_n(-32)));
-            put(g, isa.mul(d, scale), isa.splat(0.0));
+        // High bits of scales 4 w .. 4 w + 4 are at bits 2 w: put where they belong, and low ones to them.
+        let [first, last, high, _] = words;
+        let highs = [isa.shl::<4>(high), isa.shl::<2>(high), high, isa.shr::<2>(high)];
+        let lows = [first, last, isa.shr::<4>(first), isa.shr::<4>(last)];
+        let mut scales = lows;
+        for w in 0..4 {
+            let two = isa.and(highs[w], isa.splat_n(0x3030_3030));
+            scales[w] = isa.or(isa.and(lows[w], isa.splat_n(0x0f0f_0f0f)), two);
         }
+        each_byte(
+            isa,
+            scales,
+            #[inline(always)]
+            |g, scale| {
+                let scale = isa.to_f32(isa.add_n(scale, isa.splat_n(-32)));
+                put(g, isa.mul(d, scale), isa.splat(0.0));
+            },
+        );
     }
 
     #[inline(always)]
     fn row_codes<I: Isa>(isa: I, blocks: Blocks<'_>, part: usize, mut put: impl FnMut(usize, &[I::N])) {
-        let high = [blocks.words(isa, 0), blocks.words(isa, 16)];
+        let mut high = [blocks.words(isa, 0), blocks.words(isa, 16)];
         let low = [blocks.words(isa, 32 + 32 * part), blocks.words(isa, 48 + 32 * part)];
-        for g in 0..8 {
-            let (quarter, half) = (g / 2, g % 2);
+        // The high bits of the first quarter to where they belong.
+        for half in 0..2 {
+            for j in 0..4 {
+                let v = high[half][j];
+                high[half][j] = if part == 0 { isa.shl::<2>(v) } else { isa.shr::<2>(v) };
+            }
+        }
+        written_out!(G of 0 1 2 3 4 5 6 7 => {
+            let (quarter, half) = (G as u32 / 2, G % 2);
             let mut codes = low[0];
             for j in 0..4 {
-                let two = isa.and(isa.shr_by(low[half][j], 2 * quarter as u32), isa.splat_n(0x0303_0303));
-                let bit = isa.shr_by(high[half][j], (4 * part + quarter) as u32);
-                codes[j] = isa.or(two, isa.shl::<2>(isa.and(bit, isa.splat_n(0x0101_0101))));
+                let two = isa.and(isa.shr_by(low[half][j], 2 * quarter), isa.splat_n(0x0303_0303));
+                let four = isa.and(isa.shr_by(high[half][j], quarter), isa.splat_n(0x0404_0404));
+                codes[j] = isa.or(two, four);
             }
-            put(8 * part + g, &codes);
-        }
+            put(8 * part + G, &codes);
+        });
     }
 }

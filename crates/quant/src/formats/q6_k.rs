@@ -9,7 +9,7 @@
 
 use super::fit::{EPSILON, fit_symmetric, nearest};
 use super::q2_k::{pack_pairs, unpack_pair};
-use super::{byte_of, f16_at, two_f16, write_f16};
+use super::{each_byte, f16_at, two_f16, write_f16};
 use crate::format::{Blocks, Format};
 use torque_simd::{Isa, Scalar};
 
@@ -74,15 +74,21 @@ impl Format for Q6K {
 
     #[inline(always)]
     fn row_affines<I: Isa>(isa: I, blocks: Blocks<'_>, mut put: impl FnMut(usize, I::F, I::F)) {
-        let scales = blocks.words(isa, 192);
+        let mut scales = blocks.words(isa, 192);
         let (_, d) = two_f16(isa, blocks.words(isa, 194)[3]);
-        for g in 0..16 {
+        for w in 0..4 {
             // Signed: 128 more, and then less.
-            let byte =
-                byte_of(isa, isa.xor(scales[g / 4], isa.splat_n(0x8080_8080u32 as i32)), g % 4, 0, 255);
-            let scale = isa.to_f32(isa.add_n(byte, isa.splat_n(-128)));
-            put(g, isa.mul(d, scale), isa.splat(0.0));
+            scales[w] = isa.xor(scales[w], isa.splat_n(0x8080_8080u32 as i32));
         }
+        each_byte(
+            isa,
+            scales,
+            #[inline(always)]
+            |g, scale| {
+                let scale = isa.to_f32(isa.add_n(scale, isa.splat_n(-128)));
+                put(g, isa.mul(d, scale), isa.splat(0.0));
+            },
+        );
     }
 
     #[inline(always)]
@@ -92,15 +98,15 @@ impl Format for Q6K {
         for i in 0..4 {
             low[i] = blocks.words(isa, 64 * part + 16 * i);
         }
-        for g in 0..8 {
-            let (quarter, half) = (g / 2, g % 2);
+        written_out!(G of 0 1 2 3 4 5 6 7 => {
+            let (quarter, half) = (G / 2, G % 2);
             let mut codes = high[0];
             for j in 0..4 {
                 let four = isa.shr_by(low[quarter % 2 * 2 + half][j], quarter as u32 / 2 * 4);
                 let two = isa.and(isa.shr_by(high[half][j], 2 * quarter as u32), isa.splat_n(0x0303_0303));
                 codes[j] = isa.or(isa.and(four, isa.splat_n(0x0f0f_0f0f)), isa.shl::<4>(two));
             }
-            put(8 * part + g, &codes);
-        }
+            put(8 * part + G, &codes);
+        });
     }
 }

@@ -24,35 +24,35 @@ impl Panel {
 /// Adds the product of columns `k .. k + width` to `out[t * stride + r]`, or writes it if they are the first
 /// columns.
 /// Nothing here knows a format: `GROUP` and `SHIFTED` are those of [`crate::Format`], `WIDE` says that codes want
-/// [`Isa::dot4_wide`], and `offset` what they carry.
+/// [`Isa::dot4_wide`], and `offsets` what they carry and, if `CENTERED`, what sums of 16 bits leave out besides.
 #[inline(never)]
-pub fn tiles<I: Isa, const GROUP: usize, const RUN: usize, const SHIFTED: bool, const WIDE: bool>(
+pub fn tiles<I: Isa, const GROUP: usize, const SHIFTED: bool, const WIDE: bool, const CENTERED: bool>(
     isa: I,
     panels: &[Panel],
-    offset: i32,
+    offsets: [i32; 2],
     x: &[Rounded],
     k: usize,
     width: usize,
     out: &mut [f32],
     stride: usize,
 ) {
-    let block = Block { offset, k, width, stride };
+    let block = Block { offsets, k, width, stride };
     isa.run(
         #[inline(always)]
         || match const { I::TILE.0 * I::TILE.1 } {
             // As many whole-number and float sums as 32 registers hold, and as sixteen hold.
             16 => match panels.len() {
-                2 => tokens::<I, GROUP, RUN, SHIFTED, WIDE, 6, 2>(isa, panels, x, block, out),
-                _ => tokens::<I, GROUP, RUN, SHIFTED, WIDE, 6, 1>(isa, panels, x, block, out),
+                2 => tokens::<I, GROUP, SHIFTED, WIDE, CENTERED, 6, 2>(isa, panels, x, block, out),
+                _ => tokens::<I, GROUP, SHIFTED, WIDE, CENTERED, 6, 1>(isa, panels, x, block, out),
             },
-            _ => tokens::<I, GROUP, RUN, SHIFTED, WIDE, 4, 1>(isa, panels, x, block, out),
+            _ => tokens::<I, GROUP, SHIFTED, WIDE, CENTERED, 4, 1>(isa, panels, x, block, out),
         },
     );
 }
 
 #[derive(Clone, Copy)]
 struct Block {
-    offset: i32,
+    offsets: [i32; 2],
     k: usize,
     width: usize,
     stride: usize,
@@ -63,9 +63,9 @@ struct Block {
 fn tokens<
     I: Isa,
     const GROUP: usize,
-    const RUN: usize,
     const SHIFTED: bool,
     const WIDE: bool,
+    const CENTERED: bool,
     const M: usize,
     const P: usize,
 >(
@@ -77,10 +77,10 @@ fn tokens<
 ) {
     for (x, out) in x.chunks(M).zip(out.chunks_mut(M * block.stride)) {
         match x.len() {
-            1 => tile::<I, GROUP, RUN, SHIFTED, WIDE, 1, P>(isa, panels, x, block, out),
-            2 => tile::<I, GROUP, RUN, SHIFTED, WIDE, 2, P>(isa, panels, x, block, out),
-            3..=4 => tile::<I, GROUP, RUN, SHIFTED, WIDE, 4, P>(isa, panels, x, block, out),
-            _ => tile::<I, GROUP, RUN, SHIFTED, WIDE, M, P>(isa, panels, x, block, out),
+            1 => tile::<I, GROUP, SHIFTED, WIDE, CENTERED, 1, P>(isa, panels, x, block, out),
+            2 => tile::<I, GROUP, SHIFTED, WIDE, CENTERED, 2, P>(isa, panels, x, block, out),
+            3..=4 => tile::<I, GROUP, SHIFTED, WIDE, CENTERED, 4, P>(isa, panels, x, block, out),
+            _ => tile::<I, GROUP, SHIFTED, WIDE, CENTERED, M, P>(isa, panels, x, block, out),
         }
     }
 }
@@ -90,9 +90,9 @@ fn tokens<
 fn tile<
     I: Isa,
     const GROUP: usize,
-    const RUN: usize,
     const SHIFTED: bool,
     const WIDE: bool,
+    const CENTERED: bool,
     const M: usize,
     const P: usize,
 >(
@@ -102,10 +102,10 @@ fn tile<
     block: Block,
     out: &mut [f32],
 ) {
-    let Block { offset, k, width, stride } = block;
+    let Block { offsets: [offset, center], k, width, stride } = block;
     let count = width / GROUP;
     // What goes with the groups lies together, so that one register points to all of it.
-    let mut of_groups = [[[[0.0; LANES]; WIDTH / 16 / LANES]; 3]; M];
+    let mut of_groups = [[[[0.0; LANES]; WIDTH / 16 / LANES]; 4]; M];
     let mut codes: [&[[u8; 4]]; M] = [&[]; M];
     for i in 0..M {
         let x = &x[i.min(x.len() - 1)];
@@ -117,7 +117,10 @@ fn tile<
                 isa.store(isa.load(&x_sums.as_chunks().0[v]), &mut of_groups[i][1][v]);
             }
             let totals = isa.load_n(&totals.as_flattened().as_chunks().0[v]);
-            isa.store(isa.from_bits(starts(isa, totals, offset, WIDE)), &mut of_groups[i][2][v]);
+            isa.store(isa.from_bits(starts(isa, totals, offset + center, WIDE)), &mut of_groups[i][2][v]);
+            if CENTERED {
+                isa.store(isa.from_bits(starts(isa, totals, -center, true)), &mut of_groups[i][3][v]);
+            }
         }
     }
     for (panels, first) in panels.as_chunks::<P>().0.iter().zip((0..).step_by(P * LANES)) {
@@ -131,30 +134,30 @@ fn tile<
         }
         for g in 0..count.min(WIDTH / GROUP) {
             let (v, lane) = (g / LANES, g % LANES);
-            let mut whole = [[isa.splat_n(0); P]; M];
-            let mut run = whole;
+            let mut products = [[isa.splat_n(0); P]; M];
             for i in 0..M {
-                run[i] = [isa.splat_n(of_groups[i][2][v][lane].to_bits() as i32); P];
+                products[i] = [isa.splat_n(of_groups[i][2][v][lane].to_bits() as i32); P];
             }
-            for r in 0..GROUP / 4 / RUN {
-                let word = g * (GROUP / 4) + r * RUN;
-                for j in 0..RUN {
-                    let mut w = [isa.splat_n(0); P];
-                    for p in 0..P {
-                        w[p] = isa.load_n(&panels[p].codes[word + j]);
-                    }
-                    for i in 0..M {
-                        let x = isa.splat_n(i32::from_le_bytes(codes[i][word + j]));
-                        for p in 0..P {
-                            run[i][p] = add(isa, run[i][p], w[p], x, WIDE);
-                        }
-                    }
+            for word in g * (GROUP / 4)..(g + 1) * (GROUP / 4) {
+                let mut w = [isa.splat_n(0); P];
+                for p in 0..P {
+                    w[p] = isa.load_n(&panels[p].codes[word]);
                 }
                 for i in 0..M {
+                    let x = isa.splat_n(i32::from_le_bytes(codes[i][word]));
                     for p in 0..P {
-                        whole[i][p] = end(isa, whole[i][p], run[i][p], WIDE);
-                        run[i][p] = isa.splat_n(0);
+                        products[i][p] = add(isa, products[i][p], w[p], x, WIDE);
                     }
+                }
+            }
+            let mut whole = products;
+            for i in 0..M {
+                let mut left_out = isa.splat_n(0);
+                if CENTERED {
+                    left_out = isa.splat_n(of_groups[i][3][v][lane].to_bits() as i32);
+                }
+                for p in 0..P {
+                    whole[i][p] = end(isa, products[i][p], left_out, WIDE);
                 }
             }
             for p in 0..P {
