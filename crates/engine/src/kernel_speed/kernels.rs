@@ -126,10 +126,13 @@ impl Setting {
     fn parts(&self, kernel: &Kernel, mut run: impl FnMut(Part<'_>) + 'static) -> Work {
         let part = self.part_bytes();
         let mut pieces = self.pieces(kernel.from, part);
-        let bytes = pieces().len();
+        let mut following = pieces();
+        let bytes = following.len();
         let run = Box::new(move || {
-            for bytes in pieces().chunks_exact(part) {
-                run(Part { bytes: black_box(bytes), tokens: TOKENS, head_dim: HEAD_DIM, next: &[] });
+            let piece = std::mem::replace(&mut following, pieces());
+            let next = piece.chunks_exact(part).skip(1).chain([&following[..]]);
+            for (bytes, next) in piece.chunks_exact(part).zip(next) {
+                run(Part { bytes: black_box(bytes), tokens: TOKENS, head_dim: HEAD_DIM, next });
             }
         });
         Work { bytes, multiply_adds: bytes / part * TOKENS * HEAD_DIM * kernel.count, run }
