@@ -1,6 +1,7 @@
 //! An open model: weights, tokenizer and the device it runs on.
 
 use crate::error::Error;
+use crate::evaluate::digest;
 use crate::machine::available_memory;
 use crate::running::{Loaded, On};
 use crate::session::{Session, SessionOptions};
@@ -142,6 +143,15 @@ impl Engine {
     /// Bytes of weights that decoding one token reads.
     pub fn active_bytes(&self) -> usize {
         self.model.active_bytes()
+    }
+
+    /// A number that tells models apart: of the names, shapes and types of all tensors, and the beginning of each.
+    pub fn fingerprint(&self) -> u64 {
+        let tensors = self.gguf.tensors().iter().map(|tensor| {
+            let header = format!("{} {:?} {} ", tensor.name, tensor.shape, tensor.kind.name());
+            digest([header.as_bytes(), &tensor.data[..tensor.data.len().min(4096)]])
+        });
+        tensors.fold(0, |all, one| digest([&u64::to_le_bytes(all)[..], &one.to_le_bytes()]))
     }
 
     /// Things a user should know about this file.

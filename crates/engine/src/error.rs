@@ -27,6 +27,14 @@ pub enum Error {
     Reference { path: PathBuf, what: String },
     #[error("the text has {found} tokens; {needed} are needed for one chunk of {context}")]
     TextTooShort { found: usize, needed: usize, context: usize },
+    #[error("from position {from} on, a chunk of {context} tokens has none that another one follows")]
+    NothingScored { from: usize, context: usize },
+    #[error("the model has no chat template, and can be asked nothing")]
+    NoChatTemplate,
+    #[error("a fact, its question and an answer need {needed} tokens; {length} leave no room for text")]
+    NeedleTooLong { needed: usize, length: usize },
+    #[error("the text to hide facts in is empty")]
+    EmptyText,
     #[error("no kernel or format is called `{filter}`; there are {known}")]
     NoSuchKernel { filter: String, known: String },
     #[error(

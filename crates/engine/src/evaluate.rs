@@ -1,4 +1,17 @@
-//! How good the numbers are: against a reference's logits, and as perplexity of a text.
+//! How good the numbers are: against a reference's logits, as perplexity of a text, and what a KV cache changes of both.
+//!
+//! What takes long is made of cells (a policy on a chunk of a text, an answer), which are values: a caller that keeps those that
+//! [`Step::Finished`] brings, and gives them again, resumes where it stopped.
+
+mod cache;
+mod chunks;
+mod layers;
+mod needle;
+
+pub use cache::{CacheCell, CacheReport, PositionReport, cache};
+pub use chunks::Chunks;
+pub use layers::{LayerReport, LayerSide, layer_sides};
+pub use needle::{Answer, Needle, Retrieval, needle};
 
 use crate::engine::Engine;
 use crate::error::Error;
@@ -6,7 +19,25 @@ use crate::measure::{Divergence, DivergenceReport, Perplexity, negative_log_like
 use crate::session::SessionOptions;
 use safetensors::{Dtype, SafeTensors};
 use std::path::Path;
-use torque_kv::Policy;
+
+/// How far an evaluation is.
+pub enum Step<'a, Cell> {
+    /// So many tokens have been read, of so many.
+    Tokens {
+        /// Tokens read.
+        done: usize,
+        /// All there are to read.
+        of: usize,
+    },
+    /// A part is done.
+    Finished(&'a Cell),
+}
+
+/// A number that tells byte strings apart: FNV-1a, the same in every version and on every machine.
+pub fn digest<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> u64 {
+    let bytes = parts.into_iter().flatten();
+    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
+}
 
 /// Runs a reference's `tokens` (i32) and compares every row of logits with its tensor `target` (f32 or
 /// f16, `[tokens, vocabulary]`), layout of `../shared/zoo/README.md`. `step` tokens go in at a time.
@@ -93,76 +124,40 @@ impl<'a> Reference<'a> {
     }
 }
 
-/// Perplexity of `tokens` in chunks of the context, as llama-perplexity measures it: the second half of
-/// every chunk is scored. After each chunk `progress(chunks done, chunks, so far)`.
+/// Perplexity of a text. After each chunk `progress(chunks done, chunks, so far)`.
 pub fn perplexity(
     engine: &Engine,
-    tokens: &[u32],
-    context: usize,
-    chunks: Option<usize>,
+    chunks: &Chunks,
     options: &SessionOptions,
     progress: &mut dyn FnMut(usize, usize, &Perplexity),
 ) -> Result<Perplexity, Error> {
-    let whole = tokens.len() / context.max(1);
-    if context < 2 || whole == 0 {
-        return Err(Error::TextTooShort { found: tokens.len(), needed: context.max(2), context });
-    }
-    let count = chunks.unwrap_or(whole).min(whole);
-    let mut session = engine.session(&SessionOptions { context: Some(context), ..options.clone() })?;
+    let mut session = engine.session(&SessionOptions { context: Some(chunks.context), ..options.clone() })?;
     let mut perplexity = Perplexity::default();
-    for (done, chunk) in tokens.chunks_exact(context).take(count).enumerate() {
-        let mut chunk = chunk.to_vec();
-        if let Some(bos) = engine.tokenizer().added_bos() {
-            chunk[0] = bos;
-        }
+    for index in 0..chunks.count {
+        let chunk = chunks.tokens(index);
         session.truncate(0);
-        let first = context / 2;
-        // Rows before the scored half need no logits.
-        session.append(&chunk[..first])?;
-        session.append_each(&chunk[first..], &mut |i, logits| {
-            if let Some(&next) = chunk.get(first + i + 1) {
+        // Rows before the scored ones need no logits.
+        session.append(&chunk[..chunks.from])?;
+        session.append_each(&chunk[chunks.from..], &mut |i, logits| {
+            if let Some(&next) = chunk.get(chunks.from + i + 1) {
                 perplexity.add(negative_log_likelihood(logits, next));
             }
             true
         })?;
-        progress(done + 1, count, &perplexity);
+        progress(index + 1, chunks.count, &perplexity);
     }
     Ok(perplexity)
 }
 
-/// What a cache in some formats changes: how far the logits of `tokens` are from those with a cache in f16, and their
-/// perplexity. Runs `batch` tokens at a time, which see one another exactly, and calls `progress(tokens done)` after each
-/// batch; `None` once that says `false`.
-pub fn cache(
-    engine: &Engine,
-    tokens: &[u32],
-    batch: usize,
-    policy: &Policy,
-    progress: &mut dyn FnMut(usize) -> bool,
-) -> Result<Option<(DivergenceReport, Perplexity)>, Error> {
-    let session = |policy: &Policy| {
-        engine.session(&SessionOptions { context: Some(tokens.len()), batch, policy: policy.clone() })
-    };
-    let (mut exact, mut ours) = (session(&Policy::uniform("f16", "f16"))?, session(policy)?);
-    let vocabulary = engine.config().vocabulary;
-    let (mut divergence, mut perplexity) = (Divergence::default(), Perplexity::default());
-    let mut reference = Vec::new();
-    for (i, chunk) in tokens.chunks(batch).enumerate() {
-        reference.clear();
-        exact.append_each(chunk, &mut |_, logits| {
-            reference.extend_from_slice(logits);
-            true
-        })?;
-        ours.append_each(chunk, &mut |row, logits| {
-            divergence.add(&reference[row * vocabulary..][..vocabulary], logits);
-            if let Some(&next) = tokens.get(i * batch + row + 1) {
-                perplexity.add(negative_log_likelihood(logits, next));
-            }
-            true
-        })?;
-        if !progress(i * batch + chunk.len()) {
-            return Ok(None);
-        }
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn digests_are_those_of_fnv() {
+        // From the authors' test vectors.
+        assert_eq!(digest([]), 0xcbf2_9ce4_8422_2325);
+        assert_eq!(digest([&b"foobar"[..]]), 0x8594_4171_f739_67e8);
+        assert_eq!(digest([&b"foo"[..], b"bar"]), 0x8594_4171_f739_67e8);
     }
-    Ok(Some((divergence.report(), perplexity)))
 }

@@ -43,6 +43,7 @@ pub fn kl_divergence(p_logits: &[f32], q_logits: &[f32]) -> f64 {
 /// Two rows of logits compared, in two passes over them: one for the maxima, one for the sums.
 struct Comparison {
     kl_divergence: f64,
+    decorrelation: f64,
     max_abs_diff: f64, // of logits, not of probabilities
     top: [usize; 2],   // the most likely token of each
     log_sum: [f64; 2], // `log_sum_exp` of each
@@ -54,11 +55,13 @@ impl Comparison {
         let ((p_top, p_max), (q_top, q_max)) = (largest(p_logits), largest(q_logits));
         // With weights w = e^(p − p_max): KL = Σ w·(p − q) / Σ w − (ln Σ e^p − ln Σ e^q).
         let (mut p_sum, mut q_sum, mut gap_sum, mut max_abs_diff) = (0.0, 0.0, 0.0, 0.0f64);
+        let mut pairs = Pairs::default();
         for (&p, &q) in p_logits.iter().zip(q_logits) {
             let (p, q) = (number(p), number(q));
             let (p_weight, gap) = ((p - p_max).exp(), p - q);
             p_sum += p_weight;
             q_sum += (q - q_max).exp();
+            pairs.add(p - p_max, q - q_max);
             // Impossible in P: 0·ln 0 = 0, whatever Q says.
             gap_sum += if p_weight > 0.0 { p_weight * gap } else { 0.0 };
             max_abs_diff = max_abs_diff.max(gap.abs()); // ignores NaN, which is −∞ on both sides
@@ -67,19 +70,88 @@ impl Comparison {
         let divergence = gap_sum / p_sum - (log_sum[0] - log_sum[1]);
         // Rounding may leave a tiny negative number; NaN comes from a row without a distribution.
         let kl_divergence = if divergence.is_nan() { f64::INFINITY } else { divergence.max(0.0) };
-        Self { kl_divergence, max_abs_diff, top: [p_top, q_top], log_sum }
+        Self {
+            kl_divergence,
+            decorrelation: pairs.decorrelation(),
+            max_abs_diff,
+            top: [p_top, q_top],
+            log_sum,
+        }
+    }
+}
+
+/// The sums of a correlation. Values that are near zero where they are large, as distances from a maximum are, lose nothing.
+#[derive(Default)]
+struct Pairs {
+    count: f64,
+    sum: [f64; 2],
+    squares: [f64; 2],
+    product: f64,
+}
+
+impl Pairs {
+    /// Adds a pair; one that is not of two finite numbers does not count.
+    fn add(&mut self, x: f64, y: f64) {
+        if x.is_finite() && y.is_finite() {
+            self.count += 1.0;
+            self.sum = [self.sum[0] + x, self.sum[1] + y];
+            self.squares = [self.squares[0] + x * x, self.squares[1] + y * y];
+            self.product += x * y;
+        }
+    }
+
+    /// `1 − r`, with Pearson's r. Two constants correlate, a constant and something else do not.
+    fn decorrelation(&self) -> f64 {
+        let mean = |sum: f64| sum / self.count.max(1.0);
+        let [x, y] = [0, 1].map(|i| (self.squares[i] - self.sum[i] * mean(self.sum[i])).max(0.0));
+        let both = self.product - self.sum[0] * mean(self.sum[1]);
+        match (x > 0.0, y > 0.0) {
+            (false, false) => 0.0,
+            (true, true) => (1.0 - both / (x * y).sqrt()).max(0.0),
+            _ => 1.0,
+        }
+    }
+}
+
+/// One row of logits compared with the reference's. Written as a list of numbers, with `null` for what is infinite.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(into = "[Option<f64>; 7]", from = "[Option<f64>; 7]")]
+pub struct Row {
+    /// KL(reference‖ours), in nats.
+    pub kld: f64,
+    /// Whether the most likely token is the same.
+    pub same_top: bool,
+    /// `1 − r`, with Pearson's correlation r of the two rows.
+    pub decorrelation: f64,
+    /// The largest difference of two logits of a token.
+    pub max_abs_diff: f64,
+    /// Δp of the row's token: our probability minus the reference's.
+    pub dp: f64,
+    /// Negative log-likelihood of the row's token, of the reference and ours.
+    pub likelihood: [f64; 2],
+}
+
+impl From<Row> for [Option<f64>; 7] {
+    fn from(row: Row) -> Self {
+        let same_top = f64::from(u8::from(row.same_top));
+        let [reference, ours] = row.likelihood;
+        [row.kld, same_top, row.decorrelation, row.max_abs_diff, row.dp, reference, ours]
+            .map(|number| Some(number).filter(|number| number.is_finite()))
+    }
+}
+
+impl From<[Option<f64>; 7]> for Row {
+    fn from(numbers: [Option<f64>; 7]) -> Self {
+        let [kld, same_top, decorrelation, max_abs_diff, dp, reference, ours] =
+            numbers.map(|number| number.unwrap_or(f64::INFINITY));
+        Row { kld, same_top: same_top > 0.0, decorrelation, max_abs_diff, dp, likelihood: [reference, ours] }
     }
 }
 
 /// How far our logits are from a reference's, over many rows: the figures of `llama-perplexity --kl-divergence`.
 #[derive(Debug, Clone, Default)]
 pub struct Divergence {
-    kl_divergences: Vec<f64>, // one per row
-    same_top: usize,
-    max_abs_diff: f64,
-    dp: Moments,
-    dp_squared: Moments,
-    dp_max: f64,
+    rows: Vec<Row>,
 }
 
 /// What [`Divergence`] has found. Divergences are in nats. All figures are 0 when there were no rows.
@@ -105,6 +177,8 @@ pub struct DivergenceReport {
     pub kld_median: f64,
     /// The fraction of rows with the same most likely token.
     pub top1_agreement: f64,
+    /// The mean of the rows' Pearson correlations.
+    pub correlation: f64,
     /// The largest difference of two logits of a token.
     pub max_abs_diff: f64,
     /// Mean of Δp: our probability of the row's token minus the reference's.
@@ -135,25 +209,43 @@ impl Divergence {
     }
 
     fn add_row(&mut self, row: Comparison, reference: &[f32], ours: &[f32], token: usize) {
-        self.kl_divergences.push(row.kl_divergence);
-        self.same_top += usize::from(row.top[0] == row.top[1]);
-        self.max_abs_diff = self.max_abs_diff.max(row.max_abs_diff);
-        let p = |logits: &[f32], log_sum| log_probability(number(logits[token]), log_sum).exp();
-        let dp = p(ours, row.log_sum[1]) - p(reference, row.log_sum[0]);
-        self.dp.add(dp);
-        self.dp_squared.add(dp * dp);
-        self.dp_max = self.dp_max.max(dp.abs());
+        let log_p = [(reference, row.log_sum[0]), (ours, row.log_sum[1])]
+            .map(|(logits, log_sum)| log_probability(number(logits[token]), log_sum));
+        self.rows.push(Row {
+            kld: row.kl_divergence,
+            same_top: row.top[0] == row.top[1],
+            decorrelation: row.decorrelation,
+            max_abs_diff: row.max_abs_diff,
+            dp: log_p[1].exp() - log_p[0].exp(),
+            likelihood: log_p.map(|log_p| -log_p),
+        });
+    }
+
+    /// The rows, in the order they came.
+    pub fn rows(&self) -> &[Row] {
+        &self.rows
+    }
+
+    /// The perplexity of the rows' tokens, of the reference and ours.
+    pub fn perplexity(&self) -> [Perplexity; 2] {
+        let mut perplexity = [Perplexity::default(); 2];
+        for row in &self.rows {
+            perplexity.iter_mut().zip(row.likelihood).for_each(|(perplexity, nll)| perplexity.add(nll));
+        }
+        perplexity
     }
 
     /// The figures so far.
     pub fn report(&self) -> DivergenceReport {
-        if self.kl_divergences.is_empty() {
+        if self.rows.is_empty() {
             return DivergenceReport::default();
         }
-        let mut sorted = self.kl_divergences.clone();
+        let mut sorted: Vec<f64> = self.rows.iter().map(|row| row.kld).collect();
         sorted.sort_unstable_by(f64::total_cmp);
         let mut kld = Moments::default();
         sorted.iter().for_each(|&value| kld.add(value));
+        let mean = |figure: fn(&Row) -> f64| self.rows.iter().map(figure).sum::<f64>() / sorted.len() as f64;
+        let max = |figure: fn(&Row) -> f64| self.rows.iter().map(figure).fold(0.0, f64::max);
         DivergenceReport {
             rows: sorted.len(),
             kld_mean: kld.mean,
@@ -164,12 +256,19 @@ impl Divergence {
             kld_p95: percentile(&sorted, 0.95),
             kld_p90: percentile(&sorted, 0.90),
             kld_median: percentile(&sorted, 0.5),
-            top1_agreement: self.same_top as f64 / sorted.len() as f64,
-            max_abs_diff: self.max_abs_diff,
-            mean_dp: self.dp.mean,
-            rms_dp: self.dp_squared.mean.sqrt(),
-            max_dp: self.dp_max,
+            top1_agreement: mean(|row| f64::from(u8::from(row.same_top))),
+            correlation: 1.0 - mean(|row| row.decorrelation),
+            max_abs_diff: max(|row| row.max_abs_diff),
+            mean_dp: mean(|row| row.dp),
+            rms_dp: mean(|row| row.dp * row.dp).sqrt(),
+            max_dp: max(|row| row.dp.abs()),
         }
+    }
+}
+
+impl FromIterator<Row> for Divergence {
+    fn from_iter<T: IntoIterator<Item = Row>>(rows: T) -> Self {
+        Divergence { rows: rows.into_iter().collect() }
     }
 }
 

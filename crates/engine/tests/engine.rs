@@ -1,8 +1,8 @@
 //! The engine from outside: evaluation, generation, sessions, memory, and synthetic models, on every backend.
 
 use std::path::{Path, PathBuf};
-use torque_engine::evaluate;
-use torque_engine::measure;
+use torque_engine::evaluate::{self, Chunks};
+use torque_engine::measure::Perplexity;
 use torque_engine::sampler::{Sampler, SamplerParams};
 use torque_engine::synthetic::{self, SHAPES};
 use torque_engine::tokenizer::Encode;
@@ -54,44 +54,6 @@ fn reference_logits_are_met_on_every_backend() {
 }
 
 #[test]
-fn a_cache_is_compared_with_one_in_f16() {
-    let engine = open("zoo/llama-hd128-rope3.gguf", BackendKind::Cpu);
-    let tokens: Vec<u32> = (0..200).map(|i| i * 37 % engine.config().vocabulary as u32).collect();
-    let policy = |format: &str| Policy { sink: 0, tail: 0, page: 16, ..Policy::uniform(format, format) };
-    let mut seen = Vec::new();
-    let mut cache = |policy: &Policy| {
-        let found = evaluate::cache(&engine, &tokens, 64, policy, &mut |done| {
-            seen.push(done);
-            true
-        });
-        let (divergence, perplexity) = found.unwrap().unwrap();
-        assert_eq!((divergence.rows, perplexity.tokens()), (200, 199));
-        (divergence.kld_mean, perplexity.value())
-    };
-    let exact = cache(&Policy::uniform("f16", "f16"));
-    let [turbo4, turbo2] = ["turbo4", "turbo2"].map(|format| cache(&policy(format)));
-    assert_eq!(exact.0, 0.0);
-    assert!(turbo4.0 > 0.0 && turbo2.0 > 2.0 * turbo4.0, "{turbo4:?} {turbo2:?}");
-    assert!((turbo4.1 / exact.1 - 1.0).abs() < 0.2, "{turbo4:?} {exact:?}");
-    assert_eq!(seen[..4], [64, 128, 192, 200]);
-    // The perplexity is that of the whole text, computed another way.
-    let mut session = engine
-        .session(&SessionOptions { policy: Policy::uniform("f16", "f16"), ..self::exact(200) })
-        .unwrap();
-    let mut sum = 0.0;
-    session
-        .append_each(&tokens, &mut |row, logits| {
-            let next = tokens.get(row + 1);
-            sum += next.map_or(0.0, |&next| measure::negative_log_likelihood(logits, next));
-            true
-        })
-        .unwrap();
-    assert!(((sum / 199.0).exp() / exact.1 - 1.0).abs() < 1e-3);
-    let stopped = evaluate::cache(&engine, &tokens, 64, &policy("turbo4"), &mut |_| false).unwrap();
-    assert!(stopped.is_none());
-}
-
-#[test]
 fn a_reference_of_another_model_is_refused() {
     let engine = open("zoo/llama-hd64.gguf", BackendKind::Cpu);
     let check = |file: &str, target: &str, part: &str| {
@@ -113,17 +75,9 @@ fn perplexity_is_what_others_measure() {
     let text = std::fs::read_to_string(shared("demo/eval.txt")).unwrap();
     let tokens = engine.tokenizer().encode(&text, Encode { add_special: true, parse_special: false });
     let mut seen = Vec::new();
-    let perplexity = evaluate::perplexity(
-        &engine,
-        &tokens,
-        1024,
-        Some(8),
-        &SessionOptions::default(),
-        &mut |done, of, _| {
-            seen.push((done, of));
-        },
-    )
-    .unwrap();
+    let chunks = Chunks::new(&engine, &tokens, 1024, Some(8), None).unwrap();
+    let progress = &mut |done, of, _: &Perplexity| seen.push((done, of));
+    let perplexity = evaluate::perplexity(&engine, &chunks, &SessionOptions::default(), progress).unwrap();
     println!("{perplexity}");
     assert_eq!(seen, (1..=8).map(|i| (i, 8)).collect::<Vec<_>>());
     // The last token of a chunk has no successor to predict.
@@ -137,7 +91,8 @@ fn perplexity_is_the_same_on_every_backend() {
     let [cpu, scalar] = [BackendKind::Cpu, BackendKind::Scalar].map(|backend| {
         let engine = open("zoo/llama-hd64.gguf", backend);
         let tokens: Vec<u32> = (0..200).map(|i| (i * i * 31 + i * 7) % 400).collect();
-        evaluate::perplexity(&engine, &tokens, 64, None, &exact(64), &mut |_, _, _| {}).unwrap()
+        let chunks = Chunks::new(&engine, &tokens, 64, None, None).unwrap();
+        evaluate::perplexity(&engine, &chunks, &exact(64), &mut |_, _, _| {}).unwrap()
     });
     assert_eq!((cpu.tokens(), scalar.tokens()), (3 * 31, 3 * 31));
     assert!((cpu.value() / scalar.value() - 1.0).abs() < 1e-5, "{cpu} and {scalar}");
@@ -148,7 +103,7 @@ fn too_short_a_text_is_an_error() {
     let engine = open("zoo/llama-hd64.gguf", BackendKind::Cpu);
     for (tokens, context) in [(63, 64), (0, 64), (10, 1), (10, 0)] {
         let tokens = vec![5; tokens];
-        let result = evaluate::perplexity(&engine, &tokens, context, None, &exact(64), &mut |_, _, _| {});
+        let result = Chunks::new(&engine, &tokens, context, None, None);
         assert!(matches!(result, Err(Error::TextTooShort { .. })), "{} of {context}", tokens.len());
     }
 }

@@ -222,6 +222,12 @@ impl Plan {
         shares.enumerate().map(bytes).sum::<f64>() / self.page as f64
     }
 
+    /// Bits of a value in sealed pages, all layers.
+    pub fn bits_per_value(&self) -> f64 {
+        let values: usize = self.layers.iter().flat_map(|l| &l.sides).map(|s| s.heads * s.head_dim).sum();
+        8.0 * self.bytes_per_token() / values.max(1) as f64
+    }
+
     /// Bytes of the tail of one sequence.
     pub fn tail_bytes(&self, batch: usize) -> usize {
         let token: usize = self.layers.iter().flat_map(|l| &l.sides).map(SidePlan::tail_token_bytes).sum();
@@ -297,6 +303,8 @@ mod tests {
         assert_eq!(bits("f16", "turbo3", 1), 3.125 + 0.125);
         assert_eq!(bits("turbo4", "q8_0", 0), 4.125 + 0.125);
         assert_eq!(bits("turbo4", "q8_0", 1), 8.5 + 0.125);
+        let plan = Plan::new(&Policy::uniform("turbo4", "q8_0"), &[LAYER]).unwrap();
+        assert_eq!(plan.bits_per_value(), (4.25 + 8.625) / 2.0);
     }
 
     #[test]

@@ -1,11 +1,12 @@
 //! The context and what its KV cache is stored in.
 
 use super::positive;
-use anyhow::{Context, Result};
+use crate::report::pair;
+use anyhow::{Context, Result, bail};
 use clap::Args;
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
-use std::path::PathBuf;
-use torque_engine::quant::FORMATS;
+use std::path::{Path, PathBuf};
+use torque_engine::quant::{FORMATS, by_name};
 use torque_engine::{Policy, SessionOptions};
 
 /// Context and KV cache.
@@ -64,24 +65,102 @@ impl KvFlags {
     }
 }
 
+/// Policies side by side.
+#[derive(Args, Clone)]
+#[command(next_help_heading = "Context and KV cache")]
+pub struct SweepFlags {
+    /// Several policies instead of one: a format for both sides, a pair K/V, either with a preset or decay
+    /// (turbo3+boundary, q8_0/turbo4@balanced), or a policy file (*.toml) each
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    #[arg(conflicts_with_all = ["cache_type_k", "cache_type_v", "kv_policy"])]
+    pub sweep: Vec<String>,
+    #[command(flatten)]
+    pub policy: PolicyFlags,
+}
+
+/// A policy and what to call it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NamedPolicy {
+    pub name: String,
+    pub policy: Policy,
+}
+
+impl SweepFlags {
+    /// The policies of the list, each once, or the one that the other flags give.
+    pub fn policies(&self) -> Result<Vec<NamedPolicy>> {
+        if self.sweep.is_empty() {
+            return Ok(vec![self.policy.named_policy()?]);
+        }
+        let mut policies: Vec<NamedPolicy> = Vec::new();
+        for item in &self.sweep {
+            let named = self.policy.named(item)?;
+            if policies.iter().all(|other| other.policy != named.policy) {
+                policies.push(named);
+            }
+        }
+        Ok(policies)
+    }
+}
+
 impl PolicyFlags {
     /// The policy, with keys and values in `format` where neither file nor flag says otherwise.
     pub fn policy(&self, format: &str) -> Result<Policy> {
-        let mut policy = match &self.kv_policy {
+        let policy = match &self.kv_policy {
             None => Policy::uniform(format, format),
-            Some(path) => {
-                let text = std::fs::read_to_string(path);
-                let text = text.with_context(|| format!("--kv-policy: cannot read `{}`", path.display()))?;
-                Policy::from_toml(&text).with_context(|| format!("--kv-policy: `{}`", path.display()))?
-            }
+            Some(path) => read_policy("--kv-policy", path)?,
         };
-        policy.k = self.cache_type_k.clone().unwrap_or(policy.k);
-        policy.v = self.cache_type_v.clone().unwrap_or(policy.v);
-        policy.tail = self.kv_tail.unwrap_or(policy.tail);
-        policy.sink = self.kv_sink.unwrap_or(policy.sink);
-        policy.page = self.kv_page.unwrap_or(policy.page);
+        self.over(policy, self.cache_type_v.is_some() || self.kv_policy.is_some())
+    }
+
+    /// The policy, with f16 where nothing says otherwise, called by its file or its formats.
+    pub fn named_policy(&self) -> Result<NamedPolicy> {
+        let policy = self.policy("f16")?;
+        let file = self.kv_policy.as_ref().map(|path| file_name(path));
+        Ok(NamedPolicy { name: file.unwrap_or_else(|| pair(&policy.k, &policy.v)), policy })
+    }
+
+    /// The policy that an item of `--sweep` names, with the other flags over it.
+    fn named(&self, item: &str) -> Result<NamedPolicy> {
+        if item.ends_with(".toml") {
+            let path = Path::new(item);
+            let policy = self.over(read_policy("--sweep", path)?, true)?;
+            return Ok(NamedPolicy { name: file_name(path), policy });
+        }
+        let (rest, decay) = item.split_once('@').map_or((item, None), |(rest, decay)| (rest, Some(decay)));
+        let (formats, preset) = rest.split_once('+').map_or((rest, None), |(rest, name)| (rest, Some(name)));
+        let (k, v) = formats.split_once('/').unwrap_or((formats, formats));
+        let [k, v] = [k, v].map(|name| by_name(name).filter(|format| format.kv));
+        let (Some(k), Some(v)) = (k, v) else {
+            let known = kv_format_names().collect::<Vec<_>>().join(" ");
+            bail!(
+                "--sweep: `{item}` is none of: a format (turbo3), a pair of formats (q8_0/turbo3), one of them with a preset \
+                 (turbo3+boundary) or decay (q8_0/turbo4@balanced), a policy file (*.toml); formats are {known}"
+            );
+        };
+        let mut policy = self.over(Policy::uniform(k.name, v.name), true)?;
+        let mut name = pair(k.name, v.name);
+        if let Some(preset) = preset {
+            policy = policy.with_preset(preset, true).context("--sweep")?;
+            name += &format!("+{preset}");
+        }
+        if let Some(decay) = decay {
+            policy = policy.with_decay(decay).context("--sweep")?;
+            name += &format!("@{decay}");
+        }
+        Ok(NamedPolicy { name, policy })
+    }
+
+    /// A policy with what flags say about it. `asks_v`: whether its format of values was asked for.
+    fn over(&self, policy: Policy, asks_v: bool) -> Result<Policy> {
+        let mut policy = Policy {
+            k: self.cache_type_k.clone().unwrap_or(policy.k),
+            v: self.cache_type_v.clone().unwrap_or(policy.v),
+            tail: self.kv_tail.unwrap_or(policy.tail),
+            sink: self.kv_sink.unwrap_or(policy.sink),
+            page: self.kv_page.unwrap_or(policy.page),
+            ..policy
+        };
         if let Some(preset) = &self.kv_preset {
-            let asks_v = self.cache_type_v.is_some() || self.kv_policy.is_some();
             policy = policy.with_preset(preset, asks_v).context("--kv-preset")?;
         }
         if let Some(shares) = &self.kv_decay {
@@ -91,17 +170,82 @@ impl PolicyFlags {
     }
 }
 
+fn read_policy(flag: &str, path: &Path) -> Result<Policy> {
+    let text = std::fs::read_to_string(path);
+    let text = text.with_context(|| format!("{flag}: cannot read `{}`", path.display()))?;
+    Policy::from_toml(&text).with_context(|| format!("{flag}: `{}`", path.display()))
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_stem().map_or_else(|| path.display().to_string(), |stem| stem.to_string_lossy().into_owned())
+}
+
 /// Reads the name or alias of a format that holds K and V; answers its canonical name.
 pub fn kv_formats() -> impl TypedValueParser<Value = String> {
     let formats = FORMATS.iter().filter(|format| format.kv);
     let values = formats.map(|format| PossibleValue::new(format.name).aliases(format.aliases));
-    PossibleValuesParser::new(values).map(|name| {
-        let format = torque_engine::quant::by_name(&name);
-        format.expect("the parser accepts the list's names only").name.to_string()
-    })
+    PossibleValuesParser::new(values)
+        .map(|name| by_name(&name).expect("the parser accepts the list's names only").name.to_string())
 }
 
 /// The names of the formats that hold K and V.
 pub fn kv_format_names() -> impl Iterator<Item = &'static str> {
     FORMATS.iter().filter(|format| format.kv).map(|format| format.name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Command {
+        #[command(flatten)]
+        sweep: SweepFlags,
+    }
+
+    fn policies(arguments: &str) -> Result<Vec<NamedPolicy>> {
+        let words = std::iter::once("torque").chain(arguments.split_whitespace());
+        Command::try_parse_from(words).unwrap().sweep.policies()
+    }
+
+    #[test]
+    fn a_sweep_names_policies() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("mine.toml");
+        std::fs::write(&path, "k = 'turbo4'\ntail = 32").unwrap();
+        let list = format!(
+            "--sweep f16,turbo3,TURBO3,q8_0/turbo3,tbq3,{},q8_0/turbo4+boundary@balanced --kv-sink 0",
+            path.display()
+        );
+        let uniform = |k, v| Policy { sink: 0, ..Policy::uniform(k, v) };
+        let decayed = uniform("q8_0", "turbo4").with_preset("boundary", true);
+        let decayed = decayed.and_then(|policy| policy.with_decay("balanced")).unwrap();
+        let expected = [
+            ("f16/f16", uniform("f16", "f16")),
+            ("turbo3/turbo3", uniform("turbo3", "turbo3")),
+            ("q8_0/turbo3", uniform("q8_0", "turbo3")),
+            ("mine", Policy { tail: 32, ..uniform("turbo4", "f16") }),
+            ("q8_0/turbo4+boundary@balanced", decayed),
+        ];
+        let expected = expected.map(|(name, policy)| NamedPolicy { name: name.into(), policy });
+        assert_eq!(policies(&list).unwrap(), expected);
+        assert_eq!(policies("--cache-type-k q8_0").unwrap()[0].name, "q8_0/f16");
+        assert_eq!(policies(&format!("--kv-policy {}", path.display())).unwrap()[0].name, "mine");
+    }
+
+    #[test]
+    fn wrong_sweeps_say_what_is_wrong() {
+        for (list, part) in [
+            ("turbo9", "`turbo9`"),
+            ("f16/", "`f16/`"),
+            ("q4_k", "turbo3"),
+            ("f16+side", "`side`"),
+            ("f16@old", "`old`"),
+            ("no.toml", "no.toml"),
+        ] {
+            let error = format!("{:#}", policies(&format!("--sweep {list}")).unwrap_err());
+            assert!(error.contains("--sweep") && error.contains(part), "{error}");
+        }
+    }
 }

@@ -103,6 +103,50 @@ fn texts_that_are_no_texts() {
 }
 
 #[test]
+fn studies_that_cannot_be() {
+    let text = shared("demo/eval.txt");
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_string();
+    check(&["eval", "kld"], b"", 2, &["--file"]);
+    check(&["eval", "kld", "-f", "-"], b"too short", 1, &["1024", "-c"]);
+    check(&["eval", "layers", "-f", &text, "-c", "64", "--from", "63"], b"", 1, &["position 63", "64"]);
+    check(&["eval", "kld", "-f", &text, "--sweep", "f16,turbo9"], b"", 1, &["--sweep", "`turbo9`", "turbo3"]);
+    check(&["eval", "kld", "-f", &text, "--sweep", "no.toml"], b"", 1, &["--sweep", "no.toml"]);
+    check(
+        &["eval", "kld", "-f", &text, "--sweep", "f16", "-ctk", "q8_0"],
+        b"",
+        2,
+        &["--sweep", "--cache-type-k"],
+    );
+    check(&["eval", "needle", "--depths", "110"], b"", 2, &["--depths", "100"]);
+    check(&["eval", "needle", "--lengths", "60"], b"", 1, &["60"]);
+    let no_chat = shared("zoo/llama-hd64.gguf");
+    check(&["eval", "needle", "-m", &no_chat, "--lengths", "128"], b"", 1, &["chat template"]);
+    std::fs::write(path("poem"), "a poem\n").unwrap();
+    check(&["eval", "kld", "-f", &text, "--resume", &path("poem")], b"", 1, &["--resume", "poem", "line 1"]);
+    check(&["eval", "kld", "-f", &text, "--resume", &path("no/such")], b"", 1, &["--resume", "no/such"]);
+    check(&["eval", "kld", "-f", &text, "--report", &path("no/such")], b"", 1, &["--report", "no/such"]);
+
+    // What was measured with other settings is not mixed with these.
+    let run = path("run.jsonl");
+    let kld = |context: &'static str, text: &str, model: Option<&str>| {
+        let mut command = torque("eval kld --chunks 1 --resume");
+        command.args([&run, "-f", text, "-c", context]).args(model.map(|_| "-m")).args(model);
+        output(&mut command)
+    };
+    assert_eq!(kld("64", &text, None).status, 0);
+    for (context, text, model, part) in [
+        ("128", &text, None, "another context: 64, not 128"),
+        ("64", &shared("spec/architectures.md"), None, "another text"),
+        ("64", &text, Some(shared("demo/demo.gguf")), "another model"),
+    ] {
+        let found = kld(context, text, model.as_deref());
+        assert_eq!((found.status, found.stdout.as_str()), (1, ""));
+        assert!(found.stderr.contains(part) && found.stderr.contains("run.jsonl"), "{}", found.stderr);
+    }
+}
+
+#[test]
 fn baselines_and_records_that_are_none() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("broken.json");

@@ -49,6 +49,9 @@ const OUTPUT: &[&str] = &[
     "-v",
 ];
 
+const STUDY: &[&str] = &["--json", "--report", "--resume"];
+const FACTS: &[&str] = &["--lengths", "--depths", "--trials", "-s", "--seed", "-n"];
+
 #[test]
 fn help_mentions_every_flag() {
     for (command, flags) in [
@@ -79,7 +82,11 @@ fn help_mentions_every_flag() {
             ],
         ),
         ("bench gate", &[MODEL, KV, &["--baseline", "--write", "-n", "-d", "-r"]]),
-        ("eval", &[&["reference", "perplexity"]]),
+        ("eval", &[&["kld", "layers", "needle", "all", "reference", "perplexity"]]),
+        ("eval kld", &[MODEL, KV, CONTEXT, STUDY, &["-f", "--chunks", "--from", "--sweep"]]),
+        ("eval layers", &[MODEL, KV, CONTEXT, STUDY, &["-f", "--chunks", "--from"]]),
+        ("eval needle", &[MODEL, KV, STUDY, FACTS, &["-f", "--sweep"]]),
+        ("eval all", &[MODEL, KV, CONTEXT, STUDY, FACTS, &["-f", "--chunks", "--from", "--sweep"]]),
         ("eval reference", &[KV, &["--target", "--backend", "--router-margin", "--json"]]),
         ("eval perplexity", &[MODEL, KV, CONTEXT, &["-f", "--chunks", "--json"]]),
         ("completions", &[&["SHELL"]]),

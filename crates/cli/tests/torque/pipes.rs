@@ -23,7 +23,10 @@ fn finish(mut child: Child) -> (Option<i32>, String) {
 #[test]
 fn a_reader_that_goes_away_is_no_error() {
     let model = crate::shared("demo/demo.gguf");
+    let kld = format!("eval kld -c 64 --chunks 1 -f {}", crate::shared("demo/eval.txt"));
     for arguments in [
+        &kld,
+        &format!("{kld} --json"),
         "run -p The -n 2000 --ignore-eos",
         "formats",
         "formats --json",
@@ -55,4 +58,24 @@ fn ctrl_c_ends_a_run_with_its_last_line() {
     let (status, stderr) = finish(child);
     assert_eq!(status, Some(130), "{stderr}");
     assert!(stderr.contains("decode") && stderr.contains("tokens/s"), "{stderr}");
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_leaves_what_is_measured() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("run.jsonl");
+    let text = crate::shared("demo/eval.txt");
+    let mut child = spawn(&format!("eval kld -c 256 -ctk turbo3 -f {text} --resume {}", path.display()));
+    let lines = || std::fs::read_to_string(&path).unwrap_or_default().lines().count();
+    while lines() < 3 {
+        assert!(child.try_wait().unwrap().is_none(), "it ended by itself");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    let killed = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(killed.success());
+    let (status, stderr) = finish(child);
+    assert_eq!(status, Some(130), "{stderr}");
+    assert!(stderr.contains("goes on from") && stderr.contains("run.jsonl"), "{stderr}");
+    assert!(lines() >= 3);
 }

@@ -108,6 +108,43 @@ fn largest_difference_of_logits() {
 }
 
 #[test]
+fn correlation_of_rows() {
+    let check = |p: &[f32], q: &[f32], expected| {
+        let mut divergence = Divergence::default();
+        divergence.add(p, q);
+        close(divergence.report().correlation, expected, 1e-12);
+    };
+    check(&[1.0, 2.0, 3.0], &[1.0, 2.0, 3.0], 1.0);
+    check(&[1.0, 2.0, 3.0], &[-3.0, 1.0, 5.0], 1.0);
+    check(&[1.0, 2.0, 3.0], &[3.0, 2.0, 1.0], -1.0);
+    // Deviations (−1, 0, 1) and (−1/3, 2/3, −1/3): their product sums to 0.
+    check(&[1.0, 2.0, 3.0], &[1.0, 2.0, 1.0], 0.0);
+    // Deviations (−1.5, −0.5, 0.5, 1.5) and (−1.25, −0.25, −0.25, 1.75): 4.5 / √(5 · 4.75).
+    check(&[1.0, 2.0, 3.0, 4.0], &[1.0, 2.0, 2.0, 4.0], 4.5 / 23.75f64.sqrt());
+    // What is impossible on a side does not count; a constant correlates with constants only.
+    check(&[1.0, 2.0, 3.0, NEG], &[2.0, 4.0, 6.0, 0.0], 1.0);
+    check(&[1.0, 1.0], &[2.0, 2.0], 1.0);
+    check(&[1.0, 1.0], &[1.0, 2.0], 0.0);
+}
+
+#[test]
+fn rows_survive_json() {
+    let mut divergence = Divergence::default();
+    divergence.add_next(&[1.0, -2.0, 0.5], &[1.25, -1.5, 0.0], 2);
+    divergence.add_next(&[0.0, 0.0], &[0.0, NEG], 1); // all is infinite but Δp = −1/2
+    let json = serde_json::to_string(divergence.rows()).unwrap();
+    let rows: Vec<Row> = serde_json::from_str(&json).unwrap();
+    assert_eq!((rows[1].kld, rows[1].dp, rows[1].likelihood[1]), (f64::INFINITY, -0.5, f64::INFINITY));
+    close(rows[0].kld, divergence.rows()[0].kld, 1e-15);
+    let again: Divergence = rows.into_iter().collect();
+    close(again.report().kld_p99, f64::INFINITY, 0.0);
+    let [reference, ours] = again.perplexity().map(|perplexity| perplexity.value());
+    let first = negative_log_likelihood(&[1.0, -2.0, 0.5], 2);
+    close(reference, ((first + 2f64.ln()) / 2.0).exp(), 1e-12);
+    close(ours, f64::INFINITY, 0.0);
+}
+
+#[test]
 fn report_survives_json() {
     let mut divergence = Divergence::default();
     divergence.add(&[1.0, -2.0, 0.5], &[1.25, -1.5, 0.0]);

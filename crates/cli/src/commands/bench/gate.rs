@@ -13,9 +13,12 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::slice::from_ref;
+use torque_engine::evaluate::{self, Chunks, Step};
 use torque_engine::kernel_speed::Memory;
+use torque_engine::measure::Divergence;
 use torque_engine::tokenizer::Encode;
-use torque_engine::{Engine, Policy, evaluate};
+use torque_engine::{Engine, Policy};
 
 /// Tell whether decoding has become slower, or its numbers worse
 ///
@@ -209,15 +212,20 @@ impl Quality {
 fn quality(engine: &Engine, policy: &Policy) -> Result<Option<Quality>> {
     let mut tokens = engine.tokenizer().encode(TEXT, Encode { add_special: true, parse_special: false });
     tokens.truncate(TOKENS.min(engine.config().context));
-    let bar = Progress::new("reading the text", tokens.len(), "tokens");
-    let found = evaluate::cache(engine, &tokens, BATCH, policy, &mut |done| {
-        bar.set(done);
+    let chunks = Chunks::new(engine, &tokens, tokens.len(), None, Some(0))?;
+    let bar = Progress::new("reading the text", 2 * tokens.len(), "tokens");
+    let mut cells = Vec::new();
+    let whole = evaluate::cache(engine, &chunks, from_ref(policy), BATCH, &mut cells, &mut |step| {
+        if let Step::Tokens { done, .. } = step {
+            bar.set(done);
+        }
         !interrupt::stopped()
     })?;
-    Ok(found.map(|(divergence, perplexity)| Quality {
+    let divergence: Divergence = cells.into_iter().flat_map(|cell| cell.rows).collect();
+    Ok(whole.then(|| Quality {
         tokens: tokens.len(),
-        kl_divergence: divergence.kld_mean,
-        perplexity: perplexity.value(),
+        kl_divergence: divergence.report().kld_mean,
+        perplexity: divergence.perplexity()[1].value(),
     }))
 }
 
