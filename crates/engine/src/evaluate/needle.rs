@@ -351,6 +351,7 @@ const WHERE: &[&str] = &[
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::EngineOptions;
 
     #[test]
     fn answers_are_judged_by_their_digits() {
@@ -371,6 +372,52 @@ mod tests {
         check("48, perhaps", 2);
         check("913", 0);
         check("", 0);
+    }
+
+    /// The demo model, its documents begun by a token of this name.
+    fn engine(bos: &[u8; 7]) -> Engine {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../../shared/demo/demo.gguf");
+        let mut bytes = std::fs::read(path).unwrap();
+        let at = bytes.windows(7).position(|window| window == b"<|doc|>").unwrap();
+        bytes[at..at + 7].copy_from_slice(bos);
+        let gguf = torque_gguf::Gguf::from_bytes(bytes.into()).unwrap();
+        Engine::from_gguf(gguf, &EngineOptions::default()).unwrap()
+    }
+
+    #[test]
+    fn prompts_are_in_the_form_the_model_knows() {
+        let needle = Needle {
+            lengths: vec![],
+            depths: vec![],
+            trials: 1,
+            seed: 3,
+            text: None,
+            answer: 20,
+            batch: 128,
+        };
+        let sentences = made_up(3);
+        let text = |engine: &Engine, depth: usize| {
+            let question = Question::new(3, 400, depth, 0);
+            let tokens = prompt(engine, &needle, &sentences, &question).unwrap();
+            assert!(tokens.len() <= 380 && tokens.len() > 340, "{}", tokens.len());
+            (engine.tokenizer().decode(&tokens, true), question.fact(), question.ask())
+        };
+        let demo = engine(b"<|doc|>");
+        let [(first, ..), (middle, ..), (last, ..)] = [0, 50, 100].map(|depth| {
+            let (text, fact, ask) = text(&demo, depth);
+            assert_eq!(text.matches(&fact).count(), 1, "{text}");
+            assert!(text.starts_with("<|doc|>"), "{text}");
+            assert!(text.ends_with(&format!(".\n<|user|>{ask}<|assistant|>")), "{text}");
+            let at = text.find(&fact).unwrap() as f64 / (text.find("<|user|>").unwrap() - fact.len()) as f64;
+            assert!((at - depth as f64 / 100.0).abs() < 0.06, "{at} for {depth} %");
+            (text, fact, ask)
+        });
+        assert!(first != middle && middle != last);
+
+        // Any other model is given the text in the message that asks.
+        let (text, fact, ask) = text(&engine(b"<|bos|>"), 100);
+        assert!(text.starts_with("<|bos|>\n<|user|>"), "{text}");
+        assert!(text.ends_with(&format!(" {fact}\n\n{ask}<|assistant|>")), "{text}");
     }
 
     #[test]
