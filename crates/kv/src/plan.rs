@@ -201,6 +201,30 @@ impl Plan {
         (1..=self.tiers.len()).rev().find(|tier| end <= self.older(*tier, sealed)).unwrap_or(0)
     }
 
+    /// Of so many sealed pages, the first of them sinks, how many belong to each tier.
+    fn tier_pages(&self, pages: usize, sinks: usize) -> impl Iterator<Item = usize> {
+        let older = move |tier: usize| {
+            let pages = if tier <= self.tiers.len() { self.older(tier, pages) } else { 0 };
+            pages.max(sinks)
+        };
+        (0..=self.tiers.len())
+            .map(move |tier| if tier == 0 { pages - older(1) } else { older(tier) - older(tier + 1) })
+    }
+
+    /// [`Plan::bytes_per_token`] when so many tokens are sealed, none of them a sink: few pages make tiers of other
+    /// sizes than their shares.
+    pub fn bytes_per_token_of(&self, sealed: usize) -> f64 {
+        let pages = sealed / self.page;
+        if pages == 0 || self.tiers.is_empty() {
+            return self.bytes_per_token();
+        }
+        let classes = 0..self.windows.len();
+        let of_tier =
+            |tier| classes.clone().map(|class| self.page_bytes(Age::Tier(tier), class)).sum::<usize>();
+        let bytes: usize = self.tier_pages(pages, 0).enumerate().map(|(tier, n)| n * of_tier(tier)).sum();
+        bytes as f64 / (pages * self.page) as f64
+    }
+
     /// Bytes of a sealed page's parts in layers of one window class.
     pub fn page_bytes(&self, age: Age, window_class: usize) -> usize {
         self.sides(window_class).map(|s| s.part_bytes(s.page_format(age), self.page)).sum()
@@ -222,10 +246,10 @@ impl Plan {
         shares.enumerate().map(bytes).sum::<f64>() / self.page as f64
     }
 
-    /// Bits of a value in sealed pages, all layers.
-    pub fn bits_per_value(&self) -> f64 {
+    /// Bits of a value, where a token takes so many bytes.
+    pub fn bits_per_value(&self, bytes_per_token: f64) -> f64 {
         let values: usize = self.layers.iter().flat_map(|l| &l.sides).map(|s| s.heads * s.head_dim).sum();
-        8.0 * self.bytes_per_token() / values.max(1) as f64
+        8.0 * bytes_per_token / values.max(1) as f64
     }
 
     /// Bytes of the tail of one sequence.
@@ -254,15 +278,9 @@ impl Plan {
             let pages = held / self.page;
             // Sinks leave a window too, but lie in it at first.
             let sinks = pages.min(self.sink_pages);
-            let mut bytes = sinks * self.page_bytes(Age::Sink, class);
-            let mut younger = pages;
-            for tier in 0..=self.tiers.len() {
-                let older = if tier < self.tiers.len() { self.older(tier + 1, pages) } else { 0 };
-                let older = older.clamp(sinks, younger);
-                let sealed = (younger - older).saturating_mul(self.page_bytes(Age::Tier(tier), class));
-                (bytes, younger) = (bytes.saturating_add(sealed), older);
-            }
-            bytes
+            let sealed = self.tier_pages(pages, sinks).enumerate();
+            let bytes = |(tier, n): (usize, usize)| n.saturating_mul(self.page_bytes(Age::Tier(tier), class));
+            sealed.map(bytes).fold(sinks * self.page_bytes(Age::Sink, class), usize::saturating_add)
         });
         let snapshots = self.snapshot_bytes(self.snapshots.min(tokens / self.page));
         classes.fold(self.tail_bytes(batch) + self.state_bytes() + snapshots, usize::saturating_add)
@@ -304,7 +322,7 @@ mod tests {
         assert_eq!(bits("turbo4", "q8_0", 0), 4.125 + 0.125);
         assert_eq!(bits("turbo4", "q8_0", 1), 8.5 + 0.125);
         let plan = Plan::new(&Policy::uniform("turbo4", "q8_0"), &[LAYER]).unwrap();
-        assert_eq!(plan.bits_per_value(), (4.25 + 8.625) / 2.0);
+        assert_eq!(plan.bits_per_value(plan.bytes_per_token()), (4.25 + 8.625) / 2.0);
     }
 
     #[test]
@@ -357,6 +375,10 @@ mod tests {
             + 0.4 * pages(Age::Tier(1)) as f64
             + 0.35 * pages(Age::Tier(2)) as f64;
         assert!((global.bytes_per_token() * 128.0 - shares).abs() < 1e-6);
+        assert!((global.bytes_per_token_of(12_800) * 128.0 - shares).abs() < 1e-6);
+        // Seven pages: two cold, three warm, two new.
+        let few = 2 * pages(Age::Tier(2)) + 3 * pages(Age::Tier(1)) + 2 * pages(Age::Tier(0));
+        assert!((global.bytes_per_token_of(7 * 128) * 7.0 * 128.0 - few as f64).abs() < 1e-6);
     }
 
     #[test]

@@ -157,9 +157,9 @@ pub struct CacheReport {
     pub name: String,
     /// What the cache was sealed in.
     pub policy: Policy,
-    /// Bytes of a sealed token, all layers.
+    /// Bytes of a sealed token at the end of a chunk, all layers, sinks left out.
     pub bytes_per_token: f64,
-    /// Bits of a sealed value.
+    /// Bits of a sealed value there.
     pub bits_per_value: f64,
     /// How far logits are from those with a cache in f16.
     #[serde(flatten)]
@@ -205,6 +205,7 @@ impl CacheReport {
         cells: &[CacheCell],
     ) -> Result<CacheReport, Error> {
         let plan = engine.plan(policy)?;
+        let bytes_per_token = plan.bytes_per_token_of(chunks.context.saturating_sub(plan.tail));
         let ours = |cell: &&CacheCell| cell.policy == *policy && cell.chunk < chunks.count;
         let cells: Vec<&CacheCell> = cells.iter().filter(ours).collect();
         let whole: Divergence = cells.iter().flat_map(|cell| cell.rows.iter().copied()).collect();
@@ -227,8 +228,8 @@ impl CacheReport {
         Ok(CacheReport {
             name: name.into(),
             policy: policy.clone(),
-            bytes_per_token: plan.bytes_per_token(),
-            bits_per_value: plan.bits_per_value(),
+            bytes_per_token,
+            bits_per_value: plan.bits_per_value(bytes_per_token),
             divergence: whole.report(),
             perplexity: perplexity.value(),
             perplexity_error: perplexity.standard_error(),
