@@ -7,11 +7,13 @@ mod cache;
 mod chunks;
 mod layers;
 mod needle;
+mod tune;
 
 pub use cache::{CacheCell, CacheReport, PositionReport, cache};
 pub use chunks::Chunks;
 pub use layers::{LayerReport, LayerSide, layer_sides};
 pub use needle::{Answer, Needle, Retrieval, needle};
+pub use tune::{Choice, Tuner};
 
 use crate::engine::Engine;
 use crate::error::Error;
