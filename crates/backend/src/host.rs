@@ -109,17 +109,19 @@ pub struct SealJob<'a> {
 }
 
 impl SealJob<'_> {
-    /// Encodes the head.
-    pub fn run(&mut self) {
+    /// Encodes the head; `encode` is [`FormatOps::encode_blocks`] or does the same.
+    pub fn run(&mut self, encode: impl Fn(&FormatOps, &[f32], usize, &mut [u8])) {
         let side = &self.tail.side;
         let mut values = vec![0.0; self.tokens * side.head_dim];
         side.exact.decode_row(self.tail.rows(self.head, 0, self.tokens), &mut values);
-        seal_head(side, self.format, &mut values, self.out);
+        let blocks = take_mean(side, self.format, &mut values, self.out);
+        encode(self.format, &values, self.format.head_block(side.head_dim).0, blocks);
     }
 }
 
-/// Encodes one head: takes the mean out of `values [tokens, head_dim]` and encodes the rest.
-pub fn seal_head(side: &SidePlan, format: &'static FormatOps, values: &mut [f32], out: &mut [u8]) {
+/// Takes the mean out of one head's `values [tokens, head_dim]` if the format is centred, and writes it to where the head
+/// is sealed. Returns where its blocks belong.
+fn take_mean<'a>(side: &SidePlan, format: &FormatOps, values: &mut [f32], out: &'a mut [u8]) -> &'a mut [u8] {
     let (mean_out, blocks) = out.split_at_mut(side.mean_bytes(format));
     if centred(format) {
         let tokens = (values.len() / side.head_dim) as f32;
@@ -136,10 +138,7 @@ pub fn seal_head(side: &SidePlan, format: &'static FormatOps, values: &mut [f32]
             row.iter_mut().zip(&mean).for_each(|(x, m)| *x -= m);
         }
     }
-    let (block, bytes) = format.head_block(side.head_dim);
-    for (x, out) in values.chunks(block).zip(blocks.chunks_exact_mut(bytes)) {
-        (format.encode_rotated)(x, out);
-    }
+    blocks
 }
 
 /// The newest tokens of one side of one layer: `[heads, capacity, head_dim]` in [`SidePlan::exact`].

@@ -2,11 +2,11 @@
 //!
 //! It is never optimised. Other backends are tested against it, op by op.
 
-use crate::host::{SealJob, State, Store, Tensor};
+use crate::host::{State, Store, Tensor};
 use crate::*;
 use half::f16;
 use torque_kv::{Freed, Plan, Sequence, Side, Span};
-use torque_quant::rotate;
+use torque_quant::{FormatOps, rotate};
 
 /// The scalar backend.
 #[derive(Clone, Copy, Debug, Default)]
@@ -441,7 +441,7 @@ impl Backend for Scalar {
         store.rewind(sequence);
     }
     fn seal(&self, store: &mut Store, sequence: &Sequence, span: Span) {
-        store.seal(sequence, span, |jobs| jobs.iter_mut().for_each(SealJob::run));
+        store.seal(sequence, span, |jobs| jobs.iter_mut().for_each(|job| job.run(FormatOps::encode_blocks)));
     }
     fn free(&self, store: &mut Store, freed: &[Freed]) {
         store.free(freed);

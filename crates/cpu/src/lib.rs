@@ -19,11 +19,12 @@ pub use pool::{Pool, SPIN, physical_cores};
 use attention::Partials;
 use linear::Matrix;
 use std::sync::Mutex;
-use torque_backend::host::{SealJob, Store, Tensor};
+use torque_backend::host::{Store, Tensor};
 use torque_backend::{
     Activation, Angles, Attention, Backend, DeltaNet, Experts, MatrixData, Routing, Runs, Segment,
 };
 use torque_kv::{Freed, Plan, Sequence, Span};
+use torque_quant::FormatOps;
 use torque_simd::Level;
 
 /// Why the CPU backend cannot start.
@@ -218,8 +219,11 @@ impl Backend for Cpu {
         store.rewind(sequence);
     }
     fn seal(&self, store: &mut Store, sequence: &Sequence, span: Span) {
+        let encode = |format: &FormatOps, x: &[f32], values: usize, out: &mut [u8]| {
+            ((format.kernels)(self.level).encode)(x, values, out);
+        };
         store.seal(sequence, span, |jobs| {
-            self.pool.for_chunks(jobs, 1, |_, job| job.iter_mut().for_each(SealJob::run))
+            self.pool.for_chunks(jobs, 1, |_, job| job.iter_mut().for_each(|job| job.run(encode)))
         });
     }
     fn free(&self, store: &mut Store, freed: &[Freed]) {

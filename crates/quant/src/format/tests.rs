@@ -189,6 +189,29 @@ fn sixteen_rows_are_read_as_each() {
     for_every_format!(check_rows);
 }
 
+/// Many blocks at once are what one after the other is, odd ones included, on every instruction set.
+#[test]
+fn many_blocks_are_encoded_as_each() {
+    const ROWS: usize = 37;
+    for format in FORMATS {
+        for (values, bytes) in blocks(format) {
+            let mut x = noise(7, ROWS * values);
+            x[0] = 1e3;
+            x[values..2 * values].fill(0.0);
+            x[2 * values..3 * values].fill(f32::NAN);
+            x[3 * values..4 * values].iter_mut().for_each(|x| *x *= 1e30);
+            x[4 * values] = f32::NEG_INFINITY;
+            let mut expected = vec![0; ROWS * bytes];
+            format.encode_blocks(&x, values, &mut expected);
+            for level in Level::all_available() {
+                let mut found = vec![0xff; ROWS * bytes];
+                ((format.kernels)(level).encode)(&x, values, &mut found);
+                assert_eq!(found, expected, "{} {values} {level:?}", format.name);
+            }
+        }
+    }
+}
+
 /// The error of a format does not depend on the size of the head.
 #[test]
 fn every_head_size_is_encoded_as_well_as_128() {
