@@ -201,7 +201,9 @@ pub static FORMATS: &[FormatOps] = &[
     FormatOps::of::<Turbo8>(),
     FormatOps::of::<Turbo4>(),
     FormatOps::of::<Turbo3>(),
+    FormatOps::of::<Turbo3Tcq>(),
     FormatOps::of::<Turbo2>(),
+    FormatOps::of::<Turbo2Tcq>(),
 ];
 
 /// The format of that name or alias, in any case.
