@@ -110,16 +110,17 @@ pub struct SealJob<'a> {
 }
 
 impl SealJob<'_> {
-    /// Encodes the head.
-    pub fn run(&mut self) {
+    /// Encodes the head; `encode` is [`FormatOps::encode_blocks`] or does the same.
+    pub fn run(&mut self, encode: impl Fn(&FormatOps, &[f32], usize, &mut [u8])) {
         let mut values = vec![0.0; self.tokens * self.side.head_dim];
         let (format, bytes) = self.from;
         unseal_head(self.side, format, bytes, &mut values);
-        seal_head(self.side, self.format, &mut values, self.out);
+        let blocks = take_mean(self.side, self.format, &mut values, self.out);
+        encode(self.format, &values, self.format.head_block(self.side.head_dim).0, blocks);
     }
 }
 
-/// Decodes what [`seal_head`] has encoded, `[tokens, head_dim]`: the values with their mean, rotated if the side is.
+/// Decodes what a [`SealJob`] has encoded, `[tokens, head_dim]`: the values with their mean, rotated if the side is.
 pub fn unseal_head(side: &SidePlan, format: &FormatOps, bytes: &[u8], out: &mut [f32]) {
     let (mean, blocks) = bytes.split_at(side.mean_bytes(format));
     if mean.is_empty() {
@@ -136,8 +137,9 @@ pub fn unseal_head(side: &SidePlan, format: &FormatOps, bytes: &[u8], out: &mut 
     }
 }
 
-/// Encodes one head: takes the mean out of `values [tokens, head_dim]` and encodes the rest.
-pub fn seal_head(side: &SidePlan, format: &'static FormatOps, values: &mut [f32], out: &mut [u8]) {
+/// Takes the mean out of one head's `values [tokens, head_dim]` if the format is centred, and writes it to where the head
+/// is sealed. Returns where its blocks belong.
+fn take_mean<'a>(side: &SidePlan, format: &FormatOps, values: &mut [f32], out: &'a mut [u8]) -> &'a mut [u8] {
     let (mean_out, blocks) = out.split_at_mut(side.mean_bytes(format));
     if centred(format) {
         let tokens = (values.len() / side.head_dim) as f32;
@@ -154,10 +156,7 @@ pub fn seal_head(side: &SidePlan, format: &'static FormatOps, values: &mut [f32]
             row.iter_mut().zip(&mean).for_each(|(x, m)| *x -= m);
         }
     }
-    let (block, bytes) = format.head_block(side.head_dim);
-    for (x, out) in values.chunks(block).zip(blocks.chunks_exact_mut(bytes)) {
-        (format.encode_rotated)(x, out);
-    }
+    blocks
 }
 
 /// The newest tokens of one side of one layer: `[heads, capacity, head_dim]` in [`SidePlan::exact`].

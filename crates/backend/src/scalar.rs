@@ -2,10 +2,10 @@
 //!
 //! It is never optimised. Other backends are tested against it, op by op.
 
-use crate::host::{SealJob, State, Store, Tensor, unseal_head};
+use crate::host::{State, Store, Tensor, unseal_head};
 use crate::*;
 use torque_kv::{Freed, PageId, Plan, Sequence, Side, Span};
-use torque_quant::rotate;
+use torque_quant::{FormatOps, rotate};
 
 /// The scalar backend.
 #[derive(Clone, Copy, Debug, Default)]
@@ -433,10 +433,10 @@ impl Backend for Scalar {
         store.rewind(sequence);
     }
     fn seal(&self, store: &mut Store, sequence: &Sequence, span: Span) {
-        store.seal(sequence, span, |jobs| jobs.iter_mut().for_each(SealJob::run));
+        store.seal(sequence, span, |jobs| jobs.iter_mut().for_each(|job| job.run(FormatOps::encode_blocks)));
     }
     fn reseal(&self, store: &mut Store, page: PageId, tier: usize) {
-        store.reseal(page, tier, |jobs| jobs.iter_mut().for_each(SealJob::run));
+        store.reseal(page, tier, |jobs| jobs.iter_mut().for_each(|job| job.run(FormatOps::encode_blocks)));
     }
     fn free(&self, store: &mut Store, freed: &[Freed]) {
         store.free(freed);

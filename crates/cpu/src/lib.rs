@@ -24,6 +24,7 @@ use torque_backend::{
     Activation, Angles, Attention, Backend, DeltaNet, Experts, MatrixData, Routing, Runs, Segment,
 };
 use torque_kv::{Freed, PageId, Plan, Sequence, Span};
+use torque_quant::FormatOps;
 use torque_simd::Level;
 
 /// Why the CPU backend cannot start.
@@ -218,14 +219,10 @@ impl Backend for Cpu {
         store.rewind(sequence);
     }
     fn seal(&self, store: &mut Store, sequence: &Sequence, span: Span) {
-        store.seal(sequence, span, |jobs| {
-            self.pool.for_chunks(jobs, 1, |_, job| job.iter_mut().for_each(SealJob::run))
-        });
+        store.seal(sequence, span, |jobs| self.encode(jobs));
     }
     fn reseal(&self, store: &mut Store, page: PageId, tier: usize) {
-        store.reseal(page, tier, |jobs| {
-            self.pool.for_chunks(jobs, 1, |_, job| job.iter_mut().for_each(SealJob::run))
-        });
+        store.reseal(page, tier, |jobs| self.encode(jobs));
     }
     fn free(&self, store: &mut Store, freed: &[Freed]) {
         store.free(freed);
@@ -242,6 +239,14 @@ impl Backend for Cpu {
 const PARALLEL_MIN: usize = 1 << 15;
 
 impl Cpu {
+    /// Seals heads, each on any thread.
+    fn encode(&self, jobs: &mut [SealJob]) {
+        let encode = |format: &FormatOps, x: &[f32], values: usize, out: &mut [u8]| {
+            ((format.kernels)(self.level).encode)(x, values, out);
+        };
+        self.pool.for_chunks(jobs, 1, |_, job| job.iter_mut().for_each(|job| job.run(encode)));
+    }
+
     /// `f(level, i, row i)` on every row.
     fn rows(&self, x: &mut Tensor, f: impl Fn(Level, usize, &mut [f32]) + Sync) {
         let width = x.width();

@@ -91,7 +91,8 @@ pub fn measure(
     Ok(report)
 }
 
-/// What the filters choose. Names of kernels and of formats are chosen apart.
+/// What the filters choose. Names of kernels and of formats are chosen apart. A whole name means just that: turbo3 is not
+/// turbo3_tcq.
 fn chosen(filters: &[String]) -> Result<Vec<(&'static FormatOps, &'static Kernel)>, Error> {
     let is_kernel = |filter: &str| KERNELS.iter().any(|kernel| kernel.name.contains(filter));
     let is_format = |filter: &str| FORMATS.iter().any(|format| format.name.contains(filter));
@@ -102,9 +103,14 @@ fn chosen(filters: &[String]) -> Result<Vec<(&'static FormatOps, &'static Kernel
         let known = format!("{} of formats {}", kernels.join(" "), formats.join(" "));
         return Err(Error::NoSuchKernel { filter: unknown.clone(), known });
     }
+    let names: Vec<_> = KERNELS.iter().map(|k| k.name).chain(FORMATS.iter().map(|f| f.name)).collect();
+    let chooses = |filter: &str, name: &str| match names.contains(&filter) {
+        true => name == filter,
+        false => name.contains(filter),
+    };
     let wanted = |name: &str, is_one: &dyn Fn(&str) -> bool| {
         let mut filters = filters.iter().filter(|filter| is_one(filter)).peekable();
-        filters.peek().is_none() || filters.any(|filter| name.contains(&**filter))
+        filters.peek().is_none() || filters.any(|filter| chooses(filter, name))
     };
     let formats = FORMATS.iter().filter(|format| wanted(format.name, &is_format));
     let kernels = |format| {

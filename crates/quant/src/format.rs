@@ -68,9 +68,18 @@ pub trait Format: Send + Sync + 'static {
     /// Encodes one block of numbers.
     fn encode(x: &[f32], block: &mut [u8]);
     /// Encodes one block given in the domain `decode` answers in: a head-sized format takes values that
-    /// are rotated already, and a block of any group. This is how the cache writes.
+    /// are rotated already, and a block of any group.
     fn encode_rotated(x: &[f32], block: &mut [u8]) {
         Self::encode(x, block);
+    }
+    /// Encodes blocks of `values` values: [`Format::encode_rotated`] of each, to the bit. This is how the cache writes.
+    #[inline(always)]
+    fn encode_blocks<I: Isa>(isa: I, x: &[f32], values: usize, out: &mut [u8]) {
+        let _ = isa;
+        let bytes = (out.len() * values).checked_div(x.len()).unwrap_or(1);
+        for (x, block) in x.chunks_exact(values).zip(out.chunks_exact_mut(bytes)) {
+            Self::encode_rotated(x, block);
+        }
     }
     /// Decodes one block, operation by operation as the format's reference does.
     fn decode(block: &[u8], y: &mut [f32]);
@@ -192,7 +201,9 @@ pub static FORMATS: &[FormatOps] = &[
     FormatOps::of::<Turbo8>(),
     FormatOps::of::<Turbo4>(),
     FormatOps::of::<Turbo3>(),
+    FormatOps::of::<Turbo3Tcq>(),
     FormatOps::of::<Turbo2>(),
+    FormatOps::of::<Turbo2Tcq>(),
 ];
 
 /// The format of that name or alias, in any case.
@@ -284,6 +295,14 @@ impl FormatOps {
     /// Whether it is f32, f16 or bf16: whole bytes for every value, no scales to share.
     pub fn is_float(&self) -> bool {
         self.bytes.is_multiple_of(self.block)
+    }
+
+    /// Encodes rotated blocks of `values` values, one by one: [`Kernels::encode`] makes the same of them.
+    pub fn encode_blocks(&self, x: &[f32], values: usize, out: &mut [u8]) {
+        let bytes = (out.len() * values).checked_div(x.len()).unwrap_or(1);
+        for (x, block) in x.chunks_exact(values).zip(out.chunks_exact_mut(bytes)) {
+            (self.encode_rotated)(x, block);
+        }
     }
 
     fn check_row(&self, values: usize, bytes: usize) {

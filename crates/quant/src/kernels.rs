@@ -20,6 +20,8 @@ pub struct Kernels {
     pub multiply: fn(&[u8], usize, &[Rounded], &mut [f32]),
     /// [`Rounded::round`]: `(out, x)`.
     pub round: fn(&mut Rounded, &[f32]),
+    /// [`Format::encode_blocks`]: `(x, values, out)`.
+    pub encode: fn(&[f32], usize, &mut [u8]),
     /// [`attend::scores`]: `(part, q, out)`.
     pub scores: fn(Part<'_>, &[f32], &mut [f32]),
     /// [`attend::accumulate`]: `(part, weights, out)`.
@@ -66,6 +68,13 @@ impl Kernels {
                 }
             },
             round: |out, x| out.round(isa::<I>(), x),
+            encode: |x, values, out| {
+                let isa = isa::<I>();
+                isa.run(
+                    #[inline(always)]
+                    || F::encode_blocks(isa, x, values, out),
+                )
+            },
             scores: const {
                 if F::KV {
                     |part, q, out| attend::scores::<F, I>(isa(), part, q, out)

@@ -78,12 +78,14 @@ mod tests {
             ("tq3_1s", 0.0226, 0.0107),
             ("q3_k", 0.0228, 0.0133),
             ("turbo3", 0.0338, 0.0305),
+            ("turbo3_tcq", 0.0216, 0.0),
             ("q2_k", 0.0879, 0.0459),
             ("turbo2", 0.1183, 0.0820),
+            ("turbo2_tcq", 0.0807, 0.0),
         ];
         let table = table();
         for row in &table {
-            println!("{:8} {:7.4} {:.7} {:.7}", row.format.name, row.bits, row.gaussian, row.outliers);
+            println!("{:10} {:7.4} {:.7} {:.7}", row.format.name, row.bits, row.gaussian, row.outliers);
         }
         for (name, gaussian, outliers) in known {
             let row = table.iter().find(|row| row.format.name == name).unwrap();

@@ -242,6 +242,13 @@ impl Isa for Avx2 {
             _mm256_srl_epi32(v[0], _mm_cvtsi32_si128(bits as i32)),
             _mm256_srl_epi32(v[1], _mm_cvtsi32_si128(bits as i32)),
         ];
+        shr_each(v: N, bits: N) -> N =
+            [_mm256_srlv_epi32(v[0], bits[0]), _mm256_srlv_epi32(v[1], bits[1])];
+        shl_by(v: N, bits: u32) -> N = [
+            _mm256_sll_epi32(v[0], _mm_cvtsi32_si128(bits as i32)),
+            _mm256_sll_epi32(v[1], _mm_cvtsi32_si128(bits as i32)),
+        ];
+        min_n(a: N, b: N) -> N = [_mm256_min_epi32(a[0], b[0]), _mm256_min_epi32(a[1], b[1])];
         splat_n(x: i32) -> N = [_mm256_set1_epi32(x); 2];
         sub_n(a: N, b: N) -> N = [_mm256_sub_epi32(a[0], b[0]), _mm256_sub_epi32(a[1], b[1])];
         add_n(a: N, b: N) -> N = [_mm256_add_epi32(a[0], b[0]), _mm256_add_epi32(a[1], b[1])];

@@ -185,6 +185,9 @@ impl Isa for Avx512 {
             _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30),
         );
         shr_by(v: __m512i, bits: u32) -> __m512i = _mm512_srl_epi32(v, _mm_cvtsi32_si128(bits as i32));
+        shr_each(v: __m512i, bits: __m512i) -> __m512i = _mm512_srlv_epi32(v, bits);
+        shl_by(v: __m512i, bits: u32) -> __m512i = _mm512_sll_epi32(v, _mm_cvtsi32_si128(bits as i32));
+        min_n(a: __m512i, b: __m512i) -> __m512i = _mm512_min_epi32(a, b);
         splat_n(x: i32) -> __m512i = _mm512_set1_epi32(x);
         sub_n(a: __m512i, b: __m512i) -> __m512i = _mm512_sub_epi32(a, b);
         add_n(a: __m512i, b: __m512i) -> __m512i = _mm512_add_epi32(a, b);
@@ -239,6 +242,32 @@ impl Isa for Avx512 {
             let second = _mm512_permutexvar_ps(_mm512_or_si512(fours, _mm512_set1_epi32(4)), table);
             let v = _mm512_permutexvar_ps(low, first);
             _mm512_mask_permutexvar_ps(v, high, low, second)
+        }
+    }
+    #[inline(always)]
+    fn lookup_halves<const L: usize>(self, table: &[u8; L], index: __m512i) -> __m512i {
+        const { assert!(matches!(L, 128 | 256 | 512)) };
+        // SAFETY: as above; loads stay inside the table.
+        unsafe {
+            // Pairs of entries are words of 16 bits, and two registers hold 64 of them.
+            let pair = _mm512_srli_epi16::<1>(index);
+            let words = |i: usize| {
+                let i = i % (L / 128);
+                let half = |j: usize| _mm512_loadu_si512(table.as_ptr().add(128 * i + 64 * j).cast());
+                _mm512_permutex2var_epi16(half(0), pair, half(1))
+            };
+            let bit = |bit: i16| _mm512_test_epi16_mask(index, _mm512_set1_epi16(bit));
+            let found = match L {
+                128 => words(0),
+                256 => _mm512_mask_blend_epi16(bit(128), words(0), words(1)),
+                _ => {
+                    let low = _mm512_mask_blend_epi16(bit(128), words(0), words(1));
+                    let high = _mm512_mask_blend_epi16(bit(128), words(2), words(3));
+                    _mm512_mask_blend_epi16(bit(256), low, high)
+                }
+            };
+            let byte = _mm512_mask_srli_epi16::<8>(found, bit(1), found);
+            _mm512_and_si512(byte, _mm512_set1_epi16(255))
         }
     }
     #[inline(always)]

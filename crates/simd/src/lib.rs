@@ -137,8 +137,14 @@ pub trait Isa: Copy + Send + Sync + 'static {
     fn shr<const K: i32>(self, v: Self::N) -> Self::N;
     /// Logical shift right by `bits` bits, fewer than 32.
     fn shr_by(self, v: Self::N, bits: u32) -> Self::N;
+    /// Logical shift right of lane i by `bits[i]` bits, fewer than 32.
+    fn shr_each(self, v: Self::N, bits: Self::N) -> Self::N;
     /// Shift left by `K` bits.
     fn shl<const K: i32>(self, v: Self::N) -> Self::N;
+    /// Shift left by `bits` bits, fewer than 32.
+    fn shl_by(self, v: Self::N, bits: u32) -> Self::N;
+    /// The smaller of two signed integers.
+    fn min_n(self, a: Self::N, b: Self::N) -> Self::N;
     /// Signed integers to the nearest floats.
     fn to_f32(self, v: Self::N) -> Self::F;
     /// Floats to integers, rounding to nearest even. Every |lane| must be below 2^31.
@@ -189,6 +195,17 @@ pub trait Isa: Copy + Send + Sync + 'static {
     fn low_f16(self, v: Self::N) -> Self::F;
     /// Byte i is `table[index[i]]`. Every byte of the index is below sixteen.
     fn lookup_bytes(self, table: &[u8; 16], index: Self::N) -> Self::N;
+    /// `table[i]` for the 32 indices of 16 bits that lie in the lanes, each below `L`, a power of two from 128 to 512.
+    #[inline(always)]
+    fn lookup_halves<const L: usize>(self, table: &[u8; L], index: Self::N) -> Self::N {
+        const { assert!(L.is_power_of_two()) };
+        let mut bytes = [0; 64];
+        self.store_n(index, &mut bytes);
+        for half in bytes.as_chunks_mut().0 {
+            *half = u16::from(table[usize::from(u16::from_le_bytes(*half)) & (L - 1)]).to_le_bytes();
+        }
+        self.load_n(&bytes)
+    }
     /// The low byte of each lane.
     fn narrow(self, v: Self::N) -> [u8; 16];
     /// The low `BITS` bits of each lane, at most four, plus `OFFSET`, as floats.

@@ -240,6 +240,13 @@ impl<const SDOT: bool> Isa for Arm<SDOT> {
             vshlq_u32(vdupq_n_u32(x), shifts)
         });
         shr_by(v: N, bits: u32) -> N = each!(i => vshlq_u32(v[i], vdupq_n_s32(-(bits as i32))));
+        shr_each(v: N, bits: N) -> N =
+            each!(i => vshlq_u32(v[i], vnegq_s32(vreinterpretq_s32_u32(bits[i]))));
+        shl_by(v: N, bits: u32) -> N = each!(i => vshlq_u32(v[i], vdupq_n_s32(bits as i32)));
+        min_n(a: N, b: N) -> N = each!(i => {
+            let (a, b) = (vreinterpretq_s32_u32(a[i]), vreinterpretq_s32_u32(b[i]));
+            vreinterpretq_u32_s32(vminq_s32(a, b))
+        });
         splat_n(x: i32) -> N = [vdupq_n_u32(x as u32); 4];
         sub_n(a: N, b: N) -> N = each!(i => vsubq_u32(a[i], b[i]));
         add_n(a: N, b: N) -> N = each!(i => vaddq_u32(a[i], b[i]));

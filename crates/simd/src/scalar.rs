@@ -157,6 +157,18 @@ impl Isa for Scalar {
         v.map(|x| x << K)
     }
     #[inline(always)]
+    fn shr_each(self, v: [i32; 16], bits: [i32; 16]) -> [i32; 16] {
+        from_fn(|i| (v[i] as u32 >> bits[i]) as i32)
+    }
+    #[inline(always)]
+    fn shl_by(self, v: [i32; 16], bits: u32) -> [i32; 16] {
+        v.map(|x| x << bits)
+    }
+    #[inline(always)]
+    fn min_n(self, a: [i32; 16], b: [i32; 16]) -> [i32; 16] {
+        from_fn(|i| a[i].min(b[i]))
+    }
+    #[inline(always)]
     fn to_f32(self, v: [i32; 16]) -> [f32; 16] {
         v.map(|x| x as f32)
     }

@@ -121,6 +121,11 @@ fn agrees_with_scalar<I: Isa>(isa: I) {
         check("shr by 0", lanes(isa, isa.shr::<0>(vm)), bits(m));
         check("shr_by", lanes(isa, isa.shr_by(vm, x % 32)), bits(Scalar.shr_by(m, x % 32)));
         check("shl", lanes(isa, isa.shl::<23>(vm)), bits(Scalar.shl::<23>(m)));
+        let counts = n.map(|n| n & 31);
+        let shifted = isa.shr_each(vm, integers(isa, counts));
+        check("shr_each", lanes(isa, shifted), bits(Scalar.shr_each(m, counts)));
+        check("shl_by", lanes(isa, isa.shl_by(vm, x % 32)), bits(Scalar.shl_by(m, x % 32)));
+        check("min_n", lanes(isa, isa.min_n(vm, vn)), bits(Scalar.min_n(m, n)));
         check("to_f32", unload(isa.to_f32(vm)), Scalar.to_f32(m));
         let small = rows[1].map(|x| x * 1.5);
         let (bytes_u, bytes_s): ([u8; 64], [u8; 64]) = (random.bytes(), random.bytes());
@@ -179,6 +184,18 @@ fn agrees_with_scalar<I: Isa>(isa: I) {
         let index = m.map(|m| m & 0x0f0f_0f0f);
         check("lookup_bytes", lanes(isa, isa.lookup_bytes(&byte, integers(isa, index))), {
             bits(Scalar.lookup_bytes(&byte, index))
+        });
+        let (long, longer): ([u8; 256], [u8; 512]) = (random.bytes(), random.bytes());
+        let index = m.map(|m| m & 0x00ff_00ff);
+        check("lookup_halves", lanes(isa, isa.lookup_halves(&long, integers(isa, index))), {
+            bits(index.map(|i| i32::from(long[i as usize >> 16]) << 16 | i32::from(long[i as usize & 255])))
+        });
+        let index = m.map(|m| m & 0x01ff_01ff);
+        check("lookup_halves", lanes(isa, isa.lookup_halves(&longer, integers(isa, index))), {
+            bits(
+                index
+                    .map(|i| i32::from(longer[i as usize >> 16]) << 16 | i32::from(longer[i as usize & 511])),
+            )
         });
         assert_eq!(isa.narrow(vm), Scalar.narrow(m), "narrow");
         check("round", lanes(isa, isa.round(isa.load(&small))), bits(Scalar.round(small)));

@@ -7,7 +7,8 @@ use torque_simd::{Scalar, dispatch};
 macro_rules! for_every_format {
     ($check:ident) => {
         for_every_format!($check: F32 F16 Bf16 Q8_0 Q5_0 Q5_1 Q4_0 Q4_1 Iq4Nl Iq4Xs Mxfp4
-            Q6K Q5K Q4K Q3K Q2K Tq4_1s Tq3_1s Turbo8 Turbo4 Turbo3 Turbo2)
+            Q6K Q5K Q4K Q3K Q2K Tq4_1s Tq3_1s Turbo8 Turbo4 Turbo3 Turbo3Tcq Turbo2
+            Turbo2Tcq)
     };
     ($check:ident: $($format:ident)*) => {{
         assert_eq!([$($format::NAME),*].as_slice(), FORMATS.iter().map(|f| f.name).collect::<Vec<_>>());
@@ -187,6 +188,29 @@ fn check_rows<F: Format>() {
 #[test]
 fn sixteen_rows_are_read_as_each() {
     for_every_format!(check_rows);
+}
+
+/// Many blocks at once are what one after the other is, odd ones included, on every instruction set.
+#[test]
+fn many_blocks_are_encoded_as_each() {
+    const ROWS: usize = 37;
+    for format in FORMATS {
+        for (values, bytes) in blocks(format) {
+            let mut x = noise(7, ROWS * values);
+            x[0] = 1e3;
+            x[values..2 * values].fill(0.0);
+            x[2 * values..3 * values].fill(f32::NAN);
+            x[3 * values..4 * values].iter_mut().for_each(|x| *x *= 1e30);
+            x[4 * values] = f32::NEG_INFINITY;
+            let mut expected = vec![0; ROWS * bytes];
+            format.encode_blocks(&x, values, &mut expected);
+            for level in Level::all_available() {
+                let mut found = vec![0xff; ROWS * bytes];
+                ((format.kernels)(level).encode)(&x, values, &mut found);
+                assert_eq!(found, expected, "{} {values} {level:?}", format.name);
+            }
+        }
+    }
 }
 
 /// The error of a format does not depend on the size of the head.

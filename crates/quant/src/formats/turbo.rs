@@ -59,14 +59,19 @@ fn encode_any<const N: usize>(book: &Codebook<N>, x: &[f32], mut put: impl FnMut
 }
 
 /// A scale that half precision holds; NaN stays NaN.
-fn bounded(scale: f32) -> f32 {
+pub(super) fn bounded(scale: f32) -> f32 {
     if scale > F16_MAX { F16_MAX } else { scale }
 }
 
 /// The length of a vector and what to multiply it by for a unit vector; zero for a vector too short to have one.
-fn length(x: &[f32]) -> (f32, f32) {
+pub(super) fn length(x: &[f32]) -> (f32, f32) {
     let norm = x.iter().fold(0.0, |sum, x| sum + x * x).sqrt();
-    (norm, if norm > 1e-10 { 1.0 / norm } else { 0.0 })
+    (norm, inverse_length(norm))
+}
+
+/// What a vector of that length is multiplied by for a unit vector.
+pub(super) fn inverse_length(norm: f32) -> f32 {
+    if norm > 1e-10 { 1.0 / norm } else { 0.0 }
 }
 
 /// Rounds coordinates to levels. Returns the scale that restores the length `norm`.
@@ -89,7 +94,7 @@ fn round<const N: usize>(
 
 /// Values of a block of so many bytes.
 #[inline(always)]
-fn values(block_bytes: usize, bits: usize) -> usize {
+pub(super) fn values(block_bytes: usize, bits: usize) -> usize {
     (block_bytes - 2) * 8 / bits
 }
 
