@@ -9,3 +9,4 @@ pub mod formats;
 pub mod inspect;
 pub mod run;
 pub mod tokenize;
+pub mod tune;

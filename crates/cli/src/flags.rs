@@ -5,7 +5,7 @@ mod model;
 mod prompt;
 mod sampling;
 
-pub use kv::{KvFlags, NamedPolicy, PolicyFlags, SweepFlags, kv_format_names, kv_formats};
+pub use kv::{KvFlags, NamedPolicy, PageFlags, PolicyFlags, SweepFlags, kv_format_names, kv_formats};
 pub use model::{DeviceFlags, ModelFlags, backend, isa, positive};
 pub use prompt::PromptFlags;
 pub use sampling::SamplingFlags;

@@ -13,7 +13,7 @@ mod table;
 mod text;
 
 use clap::{Parser, Subcommand};
-use commands::{bench, chat, completions, demo, eval, formats, inspect, run, tokenize};
+use commands::{bench, chat, completions, demo, eval, formats, inspect, run, tokenize, tune};
 use std::process::ExitCode;
 
 /// Run language models from GGUF files with a compressed KV cache
@@ -45,6 +45,7 @@ enum Command {
     Formats(formats::Formats),
     Bench(bench::Bench),
     Eval(eval::Eval),
+    Tune(tune::Tune),
     Completions(completions::Completions),
 }
 
@@ -63,6 +64,7 @@ fn main() -> ExitCode {
         Some(Command::Formats(formats)) => formats.run(),
         Some(Command::Bench(bench)) => bench.run(),
         Some(Command::Eval(eval)) => eval.run(),
+        Some(Command::Tune(tune)) => tune.run(),
         Some(Command::Completions(completions)) => completions.run(),
     };
     result.unwrap_or_else(|error| errors::report(&error))

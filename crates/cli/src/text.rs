@@ -26,6 +26,30 @@ fn three_digits(value: f64, whole: bool) -> String {
     }
 }
 
+/// Three digits that count: `0.00820`, `12.3`, `5.20e-5`.
+pub fn significant(value: f64) -> String {
+    let exponent = value.abs().log10().floor();
+    match value {
+        0.0 => "0".into(),
+        _ if !exponent.is_finite() => format!("{value}"),
+        _ if exponent < -4.0 => format!("{value:.2e}"),
+        _ => format!("{value:.*}", (2.0 - exponent).max(0.0) as usize),
+    }
+}
+
+/// `8GiB`, `512 MiB`, `1.5G`: bytes, in powers of 1024.
+pub fn bytes(text: &str) -> Result<usize, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_alphabetic());
+    let unit = text[digits.len()..].to_lowercase();
+    let power = ["", "k", "m", "g", "t"]
+        .iter()
+        .position(|name| unit.trim_end_matches('b').trim_end_matches('i') == *name);
+    match (digits.trim().parse::<f64>(), power) {
+        (Ok(n), Some(power)) if n > 0.0 => Ok((n * 1024f64.powi(power as i32)) as usize),
+        _ => Err("expected a size such as 8GiB or 512MiB".into()),
+    }
+}
+
 /// `131,072`.
 pub fn thousands(n: u64) -> String {
     let digits = n.to_string();

@@ -63,7 +63,7 @@ impl Chat {
     /// Runs the command.
     pub fn run(self) -> Result<ExitCode> {
         self.sampling.params()?;
-        let options = self.kv.session()?;
+        let options = self.kv.session(self.model.model.as_deref())?;
         interrupt::catch();
         let engine = model::open(&self.model)?;
         let Some(template) = engine.tokenizer().chat_template() else {

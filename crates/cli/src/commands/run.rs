@@ -66,7 +66,7 @@ impl Run {
     /// Runs the command.
     pub fn run(self) -> Result<ExitCode> {
         self.sampling.params()?;
-        let options = self.kv.session()?;
+        let options = self.kv.session(self.model.model.as_deref())?;
         let Some(mut prompt) = self.prompt.read()? else {
             bail!("there is no text to continue; give one with -p, -f or a pipe");
         };

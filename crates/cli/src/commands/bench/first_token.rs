@@ -21,7 +21,7 @@ pub struct FirstToken {
 impl FirstToken {
     pub fn run(self) -> Result<ExitCode> {
         let engine = model::open(&self.model)?;
-        let mut session = engine.session(&self.kv.session()?)?;
+        let mut session = engine.session(&self.kv.session(self.model.model.as_deref())?)?;
         session.append(&[0])?;
         // Finding the likeliest is what is left to do for a token.
         std::hint::black_box(session.logits().iter().copied().fold(f32::NEG_INFINITY, f32::max));

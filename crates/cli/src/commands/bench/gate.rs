@@ -140,7 +140,7 @@ impl Gate {
     fn measure(&self) -> Result<Option<Measured>> {
         let source = self.model.model.clone().map_or(Source::Demo, Source::File);
         let subject = Subject::open(&source, &self.model.device.options())?;
-        let policy = self.policy.policy("f16")?;
+        let policy = self.policy.policy("f16", self.model.model.as_deref())?;
         let Some(quality) = quality(&subject.engine, &policy)? else { return Ok(None) };
         let setting =
             Setting { batch: 512, policy: &policy, depth: self.n_depth, repetitions: self.repetitions };

@@ -34,7 +34,7 @@ Examples:
 impl All {
     /// Runs the command.
     pub fn run(self) -> Result<ExitCode> {
-        let policies = self.sweep.policies()?;
+        let policies = self.sweep.policies(self.model.model.as_deref())?;
         let text = self.text.read()?;
         let mut study = Study::open(&self.model, &self.output)?;
         let smallest = study.smallest(&policies)?;

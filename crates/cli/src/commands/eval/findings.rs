@@ -1,7 +1,7 @@
 //! What was found, as tables and as JSON.
 
 use crate::table::Table;
-use crate::text::thousands;
+use crate::text::{significant, thousands};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 use std::fmt::Write;
@@ -203,17 +203,6 @@ impl Findings {
             }
         }
         table
-    }
-}
-
-/// Three digits that count: `0.00820`, `12.3`, `5.20e-5`.
-pub fn significant(value: f64) -> String {
-    let exponent = value.abs().log10().floor();
-    match value {
-        0.0 => "0".into(),
-        _ if !exponent.is_finite() => format!("{value}"),
-        _ if exponent < -4.0 => format!("{value:.2e}"),
-        _ => format!("{value:.*}", (2.0 - exponent).max(0.0) as usize),
     }
 }
 

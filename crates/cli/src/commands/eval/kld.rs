@@ -36,7 +36,7 @@ Examples:
 impl Kld {
     /// Runs the command.
     pub fn run(self) -> Result<ExitCode> {
-        let policies = self.sweep.policies()?;
+        let policies = self.sweep.policies(self.model.model.as_deref())?;
         let text = self.text.read()?;
         let mut study = Study::open(&self.model, &self.output)?;
         if !study.kld(&self.text, &text, &policies)? {

@@ -31,7 +31,7 @@ Examples:
 impl Layers {
     /// Runs the command.
     pub fn run(self) -> Result<ExitCode> {
-        let policy = self.policy.named_policy()?;
+        let policy = self.policy.named_policy(self.model.model.as_deref())?;
         let text = self.text.read()?;
         let mut study = Study::open(&self.model, &self.output)?;
         if !study.layers(&self.text, &text, std::slice::from_ref(&policy), &policy)? {

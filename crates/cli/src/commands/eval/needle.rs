@@ -86,7 +86,7 @@ impl NeedleFlags {
 impl Needle {
     /// Runs the command.
     pub fn run(self) -> Result<ExitCode> {
-        let policies = self.sweep.policies()?;
+        let policies = self.sweep.policies(self.model.model.as_deref())?;
         let text = self.file.as_ref().map(|path| text::read(path)).transpose()?;
         let mut study = Study::open(&self.model, &self.output)?;
         let needle = self.needle.needle(study.engine(), text);

@@ -1,8 +1,8 @@
 //! Findings as one page of HTML that needs nothing else: plots, tables and the words between them.
 
-use super::findings::{Findings, percent, significant};
+use super::findings::{Findings, percent};
 use super::plot::{Axis, Plot, WIDTH, colour, escape, heat_map};
-use crate::text::thousands;
+use crate::text::{significant, thousands};
 use std::fmt::Write;
 use torque_engine::evaluate::{CacheReport, LayerReport};
 

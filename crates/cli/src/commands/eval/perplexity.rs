@@ -35,7 +35,7 @@ Examples:
 impl Perplexity {
     /// Runs the command.
     pub fn run(self) -> Result<ExitCode> {
-        let policy = self.policy.policy("f16")?;
+        let policy = self.policy.policy("f16", self.model.model.as_deref())?;
         let text = self.text.read()?;
         let engine = model::open(&self.model)?;
         let tokens = self.text.tokens(&engine, &text);

@@ -50,7 +50,7 @@ Examples:
 impl Reference {
     /// Runs the command.
     pub fn run(self) -> Result<ExitCode> {
-        let policy = self.policy.policy("f32")?;
+        let policy = self.policy.policy("f32", Some(&self.model))?;
         let engine = model::open_file(&self.model, &self.device.options())?;
         let reference = evaluate::Reference::read(&self.reference)?;
         let margins = match self.router_margin {

@@ -1,0 +1,309 @@
+//! `torque tune`: the KV cache a model wants.
+
+use crate::flags::{DeviceFlags, ModelFlags, PageFlags, kv_formats, positive};
+use crate::progress::Progress;
+use crate::table::Table;
+use crate::text::{self, significant, thousands};
+use crate::{interrupt, model, note};
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use serde_json::json;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use torque_engine::evaluate::{self, CacheCell, CacheReport, Choice, Chunks, Step, Tuner};
+use torque_engine::tokenizer::Encode;
+use torque_engine::{Engine, Policy};
+
+/// Find the KV cache that costs a model least, and write it beside the model
+///
+/// Measures what every layer's keys and values add to the KL divergence from a cache in f16, and what every format costs; solves for
+/// the policy that costs least at a size, or the smallest that costs no more than you allow; and measures it against fixed policies
+/// of the same size, on text that it was not tuned on. `--kv auto` uses the file.
+#[derive(Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Tune {
+    /// Model file (GGUF). Without it, the demo model inside this program
+    #[arg(value_name = "MODEL")]
+    file: Option<PathBuf>,
+    /// Bytes a token may take [default: those of turbo4/turbo3]
+    #[arg(long, value_name = "N")]
+    bytes_per_token: Option<f64>,
+    /// Memory that the cache may take with the context of --ctx-size, such as 8GiB
+    #[arg(long, value_name = "SIZE", value_parser = text::bytes, requires = "ctx_size", conflicts_with = "bytes_per_token")]
+    memory: Option<usize>,
+    /// Tokens of context that have to fit in --memory
+    #[arg(short, long, value_name = "N", value_parser = positive)]
+    ctx_size: Option<usize>,
+    /// Divergence that is allowed, in nats: the smallest cache within it
+    #[arg(long, value_name = "KLD", conflicts_with_all = ["bytes_per_token", "memory"])]
+    max_kld: Option<f64>,
+    /// What there is to choose from, beside f16
+    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = kv_formats(), hide_possible_values = true)]
+    #[arg(default_value = "q8_0,turbo4,turbo3_tcq,turbo3,turbo2_tcq,turbo2")]
+    formats: Vec<String>,
+    /// The text; `-` is stdin [default: the manual inside this program]
+    #[arg(short, long, value_name = "FILE")]
+    text: Option<PathBuf>,
+    /// Chunks of the text to tune on; as many others are to compare
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = positive)]
+    chunks: usize,
+    /// Tokens in a chunk
+    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = positive)]
+    chunk_size: usize,
+    /// Where the policy is written [default: MODEL.kv.toml]
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    device: DeviceFlags,
+    #[command(flatten)]
+    pages: PageFlags,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  torque tune model.gguf                              the best cache of the size of turbo4/turbo3
+  torque tune model.gguf --max-kld 0.001              the smallest cache that good
+  torque tune model.gguf -c 131072 --memory 8GiB      the best cache that fits
+  torque run -m model.gguf --kv auto -f long.txt      … and its use";
+
+/// What is read where no text is given.
+const MANUAL: &str = concat!(
+    include_str!("../../../../docs/guide.md"),
+    include_str!("../../../../ARCHITECTURE.md"),
+    include_str!("../../../../CONTRIBUTING.md"),
+    include_str!("../../../../README.md"),
+);
+
+/// What a tuned policy is compared with, if it is no larger.
+const FIXED: &[[&str; 2]] = &[
+    ["q8_0", "q8_0"],
+    ["q8_0", "turbo4"],
+    ["turbo4", "turbo4"],
+    ["q8_0", "turbo3"],
+    ["turbo4", "turbo3"],
+    ["turbo3", "turbo3"],
+    ["turbo4", "turbo2"],
+    ["turbo3", "turbo2"],
+    ["turbo2", "turbo2"],
+];
+
+/// The size that is aimed at where nothing is said.
+const USUAL: [&str; 2] = ["turbo4", "turbo3"];
+
+/// What is found: the frontier, the policy that was chosen, and how others compare.
+struct Found {
+    frontier: Vec<Choice>,
+    chosen: Choice,
+    /// On text that it was not tuned on.
+    report: CacheReport,
+    /// A fixed policy, and the tuned one that is no larger.
+    pairs: Vec<[CacheReport; 2]>,
+}
+
+impl Tune {
+    /// Runs the command.
+    pub fn run(self) -> Result<ExitCode> {
+        interrupt::catch();
+        let path = self.output();
+        let text = match &self.text {
+            Some(path) => text::read(path)?,
+            None => MANUAL.into(),
+        };
+        let flags = ModelFlags { model: self.file.clone(), device: self.device.clone() };
+        let engine = model::open(&flags)?;
+        let Some(found) = self.find(&engine, &text)? else {
+            note!("stopped; nothing was written");
+            return Ok(ExitCode::from(interrupt::STATUS));
+        };
+        let written = format!(
+            "# Written by `torque tune` for {}: {:.0} bytes a token, KL divergence {} from f16.\n{}",
+            engine.config().name,
+            found.chosen.bytes_per_token,
+            significant(found.report.divergence.kld_mean),
+            found.chosen.policy
+        );
+        std::fs::write(&path, written).with_context(|| format!("cannot write `{}`", path.display()))?;
+        if self.json {
+            let json = json!({
+                "file": path,
+                "policy": found.chosen.policy,
+                "bytes_per_token": found.chosen.bytes_per_token,
+                "kld_expected": found.chosen.kld,
+                "kld_mean": found.report.divergence.kld_mean,
+                "top1_agreement": found.report.divergence.top1_agreement,
+                "frontier": found.frontier,
+                "compared": found.pairs.iter().map(|[fixed, tuned]| json!({ "fixed": fixed, "tuned": tuned })).collect::<Vec<_>>(),
+            });
+            writeln!(io::stdout(), "{}", serde_json::to_string_pretty(&json)?)?;
+        } else {
+            write!(anstream::stdout(), "{}", self.tables(&engine, &found)?)?;
+        }
+        note!("written to {}; use it with --kv auto", path.display());
+        Ok(ExitCode::SUCCESS)
+    }
+
+    fn output(&self) -> PathBuf {
+        let beside = self.file.as_deref().map(tuned_file);
+        self.output.clone().or(beside).unwrap_or_else(|| "demo.kv.toml".into())
+    }
+
+    /// Measures, solves and compares; `None` if somebody has stopped it.
+    fn find(&self, engine: &Engine, text: &str) -> Result<Option<Found>> {
+        let base = self.pages.over(Policy::default());
+        let tokens = engine.tokenizer().encode(text, Encode { add_special: true, parse_special: false });
+        // One half to tune on, one to compare.
+        let chunks = self.chunks.min(tokens.len() / self.chunk_size / 2).max(1);
+        let (tuned_on, others) = tokens.split_at((chunks * self.chunk_size).min(tokens.len()));
+        let cut = |tokens| Chunks::new(engine, tokens, self.chunk_size, Some(chunks), None);
+        let context = || format!("the text has {} tokens; see --chunk-size", tokens.len());
+        let (tuned_on, others) = (cut(tuned_on).with_context(context)?, cut(others).with_context(context)?);
+        let batch = base.page.min(self.chunk_size);
+
+        let tuner = Tuner::new(engine, &base, &self.formats)?;
+        let probes = tuner.probes();
+        if probes.is_empty() {
+            bail!("the model has no KV cache to tune");
+        }
+        let Some(cells) = measure(engine, "measuring layers and formats", &tuned_on, &probes, batch)? else {
+            return Ok(None);
+        };
+        let frontier = tuner.frontier(engine, &tuned_on, batch, &cells)?;
+        let size = |policy: &Policy| engine.plan(policy).map(|plan| plan.bytes_per_token());
+        let no_larger = |bytes: f64| frontier.iter().find(|choice| choice.bytes_per_token <= bytes + 0.5);
+
+        // The fixed policies, and what stands against each.
+        let mut pairs = Vec::new();
+        for [k, v] in FIXED {
+            let fixed = Policy { k: (*k).into(), v: (*v).into(), ..base.clone() };
+            if let Some(tuned) = no_larger(size(&fixed)?) {
+                pairs.push((format!("{k}/{v}"), fixed, tuned));
+            }
+        }
+        let chosen = match (self.max_kld, self.bytes_per_token, self.memory.zip(self.ctx_size)) {
+            (Some(most), ..) => frontier.iter().rev().find(|choice| choice.kld <= most),
+            (_, Some(bytes), _) => no_larger(bytes),
+            (_, _, Some((memory, context))) => {
+                let mut fits = None;
+                for choice in &frontier {
+                    if engine.plan(&choice.policy)?.sequence_bytes(context, batch) <= memory {
+                        fits = Some(choice);
+                        break;
+                    }
+                }
+                fits
+            }
+            _ => no_larger(size(&Policy { k: USUAL[0].into(), v: USUAL[1].into(), ..base.clone() })?),
+        };
+        let smallest = frontier.last().expect("f16 is there");
+        let chosen = chosen.with_context(|| {
+            format!(
+                "nothing is that small: the smallest cache of these formats takes {} bytes a token; see --formats",
+                thousands(smallest.bytes_per_token.ceil() as u64)
+            )
+        })?;
+
+        let mut policies = vec![chosen.policy.clone()];
+        policies.extend(pairs.iter().flat_map(|(_, fixed, tuned)| [fixed.clone(), tuned.policy.clone()]));
+        policies.dedup();
+        let Some(cells) = measure(engine, "comparing with fixed policies", &others, &policies, batch)? else {
+            return Ok(None);
+        };
+        let report =
+            |name: &str, policy: &Policy| CacheReport::new(engine, &others, batch, name, policy, &cells);
+        let compared: Result<Vec<_>, _> = (pairs.iter())
+            .map(|(name, fixed, tuned)| Ok([report(name, fixed)?, report("tuned", &tuned.policy)?]))
+            .collect::<Result<_, torque_engine::Error>>();
+        let (report, chosen) = (report("tuned", &chosen.policy)?, chosen.clone());
+        Ok(Some(Found { pairs: compared?, report, chosen, frontier }))
+    }
+
+    fn tables(&self, engine: &Engine, found: &Found) -> Result<String> {
+        let mut layers = Table::new(&[">layer", "keys", "values", ">bytes/token"]);
+        for kv in engine.layer_kv(&found.chosen.policy)? {
+            layers.row([kv.layer.to_string(), kv.k, kv.v, format!("{:.0}", kv.bytes_per_token)]);
+        }
+        let mut fixed = Table::new(&[
+            "fixed policy",
+            ">bytes/token",
+            ">KLD",
+            ">tuned bytes/token",
+            ">tuned KLD",
+            ">ratio",
+        ]);
+        for [of_fixed, tuned] in &found.pairs {
+            let (a, b) = (of_fixed.divergence.kld_mean, tuned.divergence.kld_mean);
+            fixed.row([
+                of_fixed.name.clone(),
+                thousands(of_fixed.bytes_per_token.round() as u64),
+                significant(a),
+                thousands(tuned.bytes_per_token.round() as u64),
+                significant(b),
+                format!("{:.2}", b / a),
+            ]);
+        }
+        let report = &found.report;
+        Ok(format!(
+            "The frontier, from f16 down: what is expected of the best policy at each size\n\n{}\n\
+             The policy: {} bytes a token, {:.2} bits a value, KL divergence {} ± {}, same top token {:.1} %\n\n{layers}\n\
+             Against fixed policies, on text that none was tuned on\n\n{fixed}",
+            frontier_plot(&found.frontier, &found.chosen),
+            thousands(found.chosen.bytes_per_token.round() as u64),
+            report.bits_per_value,
+            significant(report.divergence.kld_mean),
+            significant(report.divergence.kld_mean_error),
+            100.0 * report.divergence.top1_agreement,
+        ))
+    }
+}
+
+/// The file `--kv auto` looks for.
+pub fn tuned_file(model: &Path) -> PathBuf {
+    model.with_extension("kv.toml")
+}
+
+/// What policies do to chunks; `None` if somebody has stopped it.
+fn measure(
+    engine: &Engine,
+    label: &str,
+    chunks: &Chunks,
+    policies: &[Policy],
+    batch: usize,
+) -> Result<Option<Vec<CacheCell>>> {
+    let (mut cells, mut bar) = (Vec::new(), None);
+    let whole = interrupt::work(|| {
+        evaluate::cache(engine, chunks, policies, batch, &mut cells, &mut |step| {
+            if let Step::Tokens { done, of } = step {
+                bar.get_or_insert_with(|| Progress::new(label, of, "tokens")).set(done);
+            }
+            !interrupt::stopped()
+        })
+    })?;
+    Ok(whole.then_some(cells))
+}
+
+/// Divergence against size, a line a choice, as bars on a logarithmic scale.
+fn frontier_plot(frontier: &[Choice], chosen: &Choice) -> String {
+    const LINES: usize = 16;
+    const WIDTH: f64 = 44.0;
+    let inexact: Vec<&Choice> = frontier.iter().filter(|choice| choice.kld > 0.0).collect();
+    let [Some(first), Some(last)] = [inexact.first(), inexact.last()] else { return String::new() };
+    let (low, high) = ((first.kld / 1.5).ln(), last.kld.ln());
+    let is_chosen = |choice: &Choice| choice.policy == chosen.policy;
+    let step = inexact.len().div_ceil(LINES).max(1);
+    let shown = inexact.iter().enumerate().filter(|(i, choice)| i % step == 0 || is_chosen(choice));
+    let mut table = Table::new(&[">bytes/token", ">KLD", ""]);
+    for (_, choice) in shown {
+        let length = ((choice.kld.ln() - low) / (high - low).max(1e-9) * WIDTH).clamp(1.0, WIDTH);
+        let mark = if is_chosen(choice) { " ◄ chosen" } else { "" };
+        table.row([
+            thousands(choice.bytes_per_token.round() as u64),
+            significant(choice.kld),
+            format!("{}{mark}", "█".repeat(length as usize)),
+        ]);
+    }
+    table.to_string()
+}
