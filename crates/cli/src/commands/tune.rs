@@ -25,7 +25,7 @@ use torque_engine::{Engine, Policy};
 pub struct Tune {
     /// Model file (GGUF). Without it, the demo model inside this program
     #[arg(value_name = "MODEL")]
-    file: Option<PathBuf>,
+    model: Option<PathBuf>,
     /// Bytes a token may take [default: those of turbo4/turbo3]
     #[arg(long, value_name = "N")]
     bytes_per_token: Option<f64>,
@@ -44,7 +44,7 @@ pub struct Tune {
     formats: Vec<String>,
     /// The text; `-` is stdin [default: the manual inside this program]
     #[arg(short, long, value_name = "FILE")]
-    text: Option<PathBuf>,
+    file: Option<PathBuf>,
     /// Chunks of the text to tune on; as many others are to compare
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = positive)]
     chunks: usize,
@@ -82,13 +82,17 @@ const MANUAL: &str = concat!(
 const FIXED: &[[&str; 2]] = &[
     ["q8_0", "q8_0"],
     ["q8_0", "turbo4"],
-    ["turbo4", "turbo4"],
     ["q8_0", "turbo3"],
+    ["turbo4", "turbo4"],
     ["turbo4", "turbo3"],
+    ["turbo4", "turbo3_tcq"],
     ["turbo3", "turbo3"],
+    ["turbo3_tcq", "turbo3_tcq"],
     ["turbo4", "turbo2"],
     ["turbo3", "turbo2"],
+    ["turbo3_tcq", "turbo2_tcq"],
     ["turbo2", "turbo2"],
+    ["turbo2_tcq", "turbo2_tcq"],
 ];
 
 /// The size that is aimed at where nothing is said.
@@ -109,11 +113,17 @@ impl Tune {
     pub fn run(self) -> Result<ExitCode> {
         interrupt::catch();
         let path = self.output();
-        let text = match &self.text {
+        // What cannot be written is told before the work, not after.
+        if let Some(folder) =
+            path.parent().filter(|folder| !folder.as_os_str().is_empty() && !folder.is_dir())
+        {
+            bail!("cannot write `{}`: there is no folder `{}`", path.display(), folder.display());
+        }
+        let text = match &self.file {
             Some(path) => text::read(path)?,
             None => MANUAL.into(),
         };
-        let flags = ModelFlags { model: self.file.clone(), device: self.device.clone() };
+        let flags = ModelFlags { model: self.model.clone(), device: self.device.clone() };
         let engine = model::open(&flags)?;
         let Some(found) = self.find(&engine, &text)? else {
             note!("stopped; nothing was written");
@@ -147,7 +157,7 @@ impl Tune {
     }
 
     fn output(&self) -> PathBuf {
-        let beside = self.file.as_deref().map(tuned_file);
+        let beside = self.model.as_deref().map(tuned_file);
         self.output.clone().or(beside).unwrap_or_else(|| "demo.kv.toml".into())
     }
 

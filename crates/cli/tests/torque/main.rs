@@ -10,6 +10,7 @@ mod inspect;
 mod pipes;
 mod run;
 mod tokenize;
+mod tune;
 
 use assert_cmd::Command;
 use assert_cmd::cargo::cargo_bin_cmd;
