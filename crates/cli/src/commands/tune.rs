@@ -78,7 +78,7 @@ const MANUAL: &str = concat!(
     include_str!("../../../../README.md"),
 );
 
-/// What a tuned policy is compared with, if it is no larger.
+/// What a tuned policy of the same formats is compared with.
 const FIXED: &[[&str; 2]] = &[
     ["q8_0", "q8_0"],
     ["q8_0", "turbo4"],
@@ -187,7 +187,8 @@ impl Tune {
 
         // The fixed policies, and what stands against each.
         let mut pairs = Vec::new();
-        for [k, v] in FIXED {
+        let is_known = |names: &&[&str; 2]| names.iter().all(|name| self.formats.iter().any(|f| f == name));
+        for [k, v] in FIXED.iter().filter(is_known) {
             let fixed = Policy { k: (*k).into(), v: (*v).into(), ..base.clone() };
             if let Some(tuned) = no_larger(size(&fixed)?) {
                 pairs.push((format!("{k}/{v}"), fixed, tuned));
@@ -217,8 +218,11 @@ impl Tune {
         })?;
 
         let mut policies = vec![chosen.policy.clone()];
-        policies.extend(pairs.iter().flat_map(|(_, fixed, tuned)| [fixed.clone(), tuned.policy.clone()]));
-        policies.dedup();
+        for policy in pairs.iter().flat_map(|(_, fixed, tuned)| [fixed, &tuned.policy]) {
+            if !policies.contains(policy) {
+                policies.push(policy.clone());
+            }
+        }
         let Some(cells) = measure(engine, "comparing with fixed policies", &others, &policies, batch)? else {
             return Ok(None);
         };
