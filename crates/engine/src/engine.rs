@@ -2,6 +2,7 @@
 
 use crate::error::Error;
 use crate::machine::available_memory;
+use crate::model_file::ModelFile;
 use crate::running::{Loaded, On};
 use crate::session::{Session, SessionOptions};
 use std::path::Path;
@@ -42,7 +43,7 @@ pub struct EngineOptions {
 
 /// An open model.
 pub struct Engine {
-    gguf: Gguf,
+    file: Arc<ModelFile>,
     tokenizer: Tokenizer,
     model: Box<dyn Loaded>,
 }
@@ -101,12 +102,18 @@ impl Engine {
             BackendKind::Cpu => on(&gguf, Cpu::new(options.threads, options.isa.as_deref())?)?,
             BackendKind::Scalar => on(&gguf, Scalar)?,
         };
-        Ok(Engine { tokenizer: Tokenizer::from_metadata(gguf.metadata())?, gguf, model })
+        let tokenizer = Tokenizer::from_metadata(gguf.metadata())?;
+        Ok(Engine { file: Arc::new(ModelFile::new(gguf)), tokenizer, model })
     }
 
     /// The file.
     pub fn gguf(&self) -> &Gguf {
-        &self.gguf
+        &self.file.gguf
+    }
+
+    /// The file, with what tells it from others.
+    pub(crate) fn file(&self) -> &ModelFile {
+        &self.file
     }
 
     /// The tokenizer.
@@ -187,7 +194,7 @@ impl Engine {
         let batch = batch.min(context.max(1));
         let policy = options.policy.clone();
         let context = self.model.context(ContextOptions { context, batch, sequences: 1, policy })?;
-        Ok(Session::new(context, self.config().vocabulary))
+        Ok(Session::new(context, self.file.clone(), self.config().vocabulary))
     }
 }
 
