@@ -32,7 +32,7 @@ impl ModelFile {
             let metadata = self.gguf.metadata();
             let architecture = metadata.string("general.architecture").ok().flatten().unwrap_or_default();
             for (key, value) in metadata.iter() {
-                let number = key.strip_prefix(&*architecture).is_some_and(|rest| rest.starts_with('.'));
+                let number = key.strip_prefix(architecture).is_some_and(|rest| rest.starts_with('.'));
                 if number || key == "general.architecture" {
                     hash.update(format!("{key} = {value:?}\n").as_bytes());
                 }

@@ -18,6 +18,9 @@ pub(crate) trait Loaded: Send + Sync {
     fn context(&self, options: ContextOptions) -> Result<Box<dyn Running>, Error>;
 }
 
+/// Fills in the bytes of a section.
+pub(crate) type ReadSection<'a> = dyn FnMut(Section, &mut [u8]) -> Result<(), Fault> + 'a;
+
 /// A model with the state of its sequences. See [`Context`].
 pub(crate) trait Running: Send {
     fn plan(&self) -> &Plan;
@@ -40,11 +43,7 @@ pub(crate) trait Running: Send {
     fn kv_read_bytes(&self) -> usize;
     fn saved(&self) -> (SavedSequence, Vec<(Section, usize)>);
     fn export(&self, section: Section, out: &mut [u8]);
-    fn restore(
-        &mut self,
-        saved: &SavedSequence,
-        read: &mut dyn FnMut(Section, &mut [u8]) -> Result<(), Fault>,
-    ) -> Result<(), Fault>;
+    fn restore(&mut self, saved: &SavedSequence, read: &mut ReadSection) -> Result<(), Fault>;
     fn rope_frequencies(&self) -> Vec<f32>;
 }
 
@@ -126,11 +125,7 @@ impl<B: Backend> Running for Context<B> {
     fn export(&self, section: Section, out: &mut [u8]) {
         self.export(0, section, out);
     }
-    fn restore(
-        &mut self,
-        saved: &SavedSequence,
-        read: &mut dyn FnMut(Section, &mut [u8]) -> Result<(), Fault>,
-    ) -> Result<(), Fault> {
+    fn restore(&mut self, saved: &SavedSequence, read: &mut ReadSection) -> Result<(), Fault> {
         self.restore(0, saved, read)
     }
     fn rope_frequencies(&self) -> Vec<f32> {

@@ -125,8 +125,12 @@ impl Session {
     }
 
     /// Goes back to the longest common prefix with `tokens`, less one token so that logits can be
-    /// computed anew, or as far as [`Session::rewind`] must; returns the length.
+    /// computed anew, or as far as [`Session::rewind`] must; returns the length. A session of just these tokens stays
+    /// as it is.
     pub fn rewind_to_prefix_of(&mut self, tokens: &[u32]) -> usize {
+        if self.tokens == tokens && !self.logits.is_empty() {
+            return tokens.len();
+        }
         let common = self.tokens.iter().zip(tokens).take_while(|(a, b)| a == b).count();
         self.rewind(common.min(tokens.len().saturating_sub(1)))
     }

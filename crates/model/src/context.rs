@@ -228,7 +228,7 @@ impl<B: Backend> Context<B> {
         &mut self,
         sequence: usize,
         saved: &SavedSequence,
-        read: &mut dyn FnMut(Section, &mut [u8]) -> Result<(), E>,
+        mut read: impl FnMut(Section, &mut [u8]) -> Result<(), E>,
     ) -> Result<(), E> {
         assert!(saved.len <= self.options.context, "{} tokens in {}", saved.len, self.options.context);
         self.clear(sequence);
