@@ -56,6 +56,27 @@ fn every_kind_of_damage_is_told() {
     assert!(check(&[&bytes[..], &[0]].concat(), "more").to_string().contains("goes on after its end"));
 }
 
+#[test]
+fn a_page_in_the_place_of_another_is_told() {
+    let (engine, options, _, bytes) = saved();
+    // Where each section starts.
+    let length = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap()) as usize;
+    let header = u32::from_le_bytes(bytes[12..16].try_into().unwrap()) as usize;
+    let mut starts = vec![24 + header];
+    while let Some(last) = starts.last().filter(|last| **last < bytes.len()) {
+        starts.push(last + 16 + length(*last));
+    }
+    // Neither tokens and logits nor the file's end.
+    let pages = &starts[2..starts.len() - 1];
+    let mut pairs = pages.iter().flat_map(|a| pages.iter().map(move |b| (*a, *b)));
+    let (a, b) = pairs.find(|(a, b)| a < b && length(*a) == length(*b)).expect("two pages of one length");
+    let mut copied = bytes.clone();
+    copied.copy_within(a..a + 16 + length(a), b);
+    assert_ne!(copied, bytes);
+    let fault = load(&copied, &engine, &options).err().expect("a page is in another's place").to_string();
+    assert!(fault.contains("page") && fault.contains("checksum"), "{fault}");
+}
+
 /// A file with another header, whose checksum is right.
 fn with_header(bytes: &[u8], header: &[u8]) -> Vec<u8> {
     let length = u32::from_le_bytes(bytes[12..16].try_into().unwrap()) as usize;
