@@ -1,5 +1,6 @@
 //! What the backends in host memory share: tensors, and the bytes of the KV cache.
 
+mod saved;
 mod state;
 
 pub use state::State;
@@ -322,7 +323,9 @@ impl Store {
     /// Frees parts.
     pub fn free(&mut self, freed: &[Freed]) {
         for freed in freed {
-            for (layer, parts) in self.plan.layers.iter().zip(&mut self.pages[freed.page.0 as usize]) {
+            // A page whose import was given up may not be there.
+            let parts = self.pages.get_mut(freed.page.0 as usize).into_iter().flatten();
+            for (layer, parts) in self.plan.layers.iter().zip(parts) {
                 if layer.window_class == freed.window_class {
                     *parts = None;
                 }

@@ -13,7 +13,7 @@ pub mod suite;
 
 use bytes::Bytes;
 use std::ops::Range;
-use torque_kv::{Freed, PageId, Plan, Sequence, Span};
+use torque_kv::{Freed, PageId, Plan, Section, Sequence, Span};
 use torque_quant::FormatOps;
 
 pub use scalar::Scalar;
@@ -364,6 +364,11 @@ pub trait Backend: Send + Sync + 'static {
     fn free(&self, store: &mut Self::Store, freed: &[Freed]);
     /// Copies a tail and the state of recurrent layers from one slot to another.
     fn copy_tail(&self, store: &mut Self::Store, from: &Sequence, to_slot: usize);
+    /// Copies a section of a sequence to the host; `out` has its length ([`torque_kv::SavedSequence::sections`]). The bytes
+    /// are the same on every device.
+    fn export(&self, store: &Self::Store, sequence: &Sequence, section: Section, out: &mut [u8]);
+    /// Brings a section that was exported to the device. Its pages are new ones ([`Sequence::restore`]).
+    fn import(&self, store: &mut Self::Store, sequence: &Sequence, section: Section, bytes: &[u8]);
     /// Bytes the store holds now: (sealed pages and snapshots, tails and states).
     fn store_bytes(&self, store: &Self::Store) -> (usize, usize);
 }

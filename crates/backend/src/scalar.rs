@@ -4,7 +4,7 @@
 
 use crate::host::{State, Store, Tensor, unseal_head};
 use crate::*;
-use torque_kv::{Freed, PageId, Plan, Sequence, Side, Span};
+use torque_kv::{Freed, PageId, Plan, Section, Sequence, Side, Span};
 use torque_quant::{FormatOps, rotate};
 
 /// The scalar backend.
@@ -443,6 +443,12 @@ impl Backend for Scalar {
     }
     fn copy_tail(&self, store: &mut Store, from: &Sequence, to_slot: usize) {
         store.copy_tail(from, to_slot);
+    }
+    fn export(&self, store: &Store, sequence: &Sequence, section: Section, out: &mut [u8]) {
+        store.export(sequence, section, out);
+    }
+    fn import(&self, store: &mut Store, sequence: &Sequence, section: Section, bytes: &[u8]) {
+        store.import(sequence, section, bytes);
     }
     fn store_bytes(&self, store: &Store) -> (usize, usize) {
         store.bytes()

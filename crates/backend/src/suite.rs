@@ -470,11 +470,14 @@ pub fn check_values_in_keys<B: Backend>(backend: &B, tolerance: f32) {
 }
 
 /// Layers with values in their keys beside others, and sequences that share pages, are cut and go on: `backend`
-/// against the scalar backend, and the scalar backend against sequences that were fed the same tokens alone.
+/// against the scalar backend, and the scalar backend against sequences that were fed the same tokens alone. That
+/// sequences were saved and restored in between changes nothing.
 pub fn check_histories<B: Backend>(backend: &B, tolerance: f32) {
     for format in ["f32", "q8_0", "turbo3"] {
-        let expected = history(&mut Cache::new(&Scalar, format));
-        let found = history(&mut Cache::new(backend, format));
+        let expected = history(&mut Cache::new(&Scalar, format), |_| {});
+        let found = history(&mut Cache::new(backend, format), |_| {});
+        let restored = history(&mut Cache::new(backend, format), |cache| cache.save_and_restore());
+        assert!(found == restored, "{format}: restored sequences are others");
         let allowed = attention_tolerance(tolerance, [format; 2]);
         check_close(&format!("sequences in {format}"), &expected, &found, allowed);
     }
@@ -482,18 +485,20 @@ pub fn check_histories<B: Backend>(backend: &B, tolerance: f32) {
     let mut fresh = Cache::new(&Scalar, "f32");
     fresh.feed(&[(0, &cut[..99]), (1, &whole[..119])]);
     let expected = fresh.feed(&[(0, &cut[99..]), (1, &whole[119..])]);
-    let found = history(&mut Cache::new(&Scalar, "f32"));
+    let found = history(&mut Cache::new(&Scalar, "f32"), |_| {});
     check_close("sequences and their tokens alone", &expected, &found, 1e-6);
 }
 
 /// One sequence forks; it is cut inside a page and goes another way, its copy goes on. The outputs of the last
-/// token of each.
-fn history<B: Backend>(cache: &mut Cache<B>) -> Vec<f32> {
+/// token of each. `between` is called twice on the way.
+fn history<B: Backend>(cache: &mut Cache<B>, between: impl Fn(&mut Cache<B>)) -> Vec<f32> {
     let tokens = |range: Range<u64>| range.collect::<Vec<_>>();
     cache.feed(&[(0, &tokens(0..70))]);
     cache.fork();
     cache.truncate(50);
+    between(cache);
     cache.feed(&[(0, &tokens(200..233)), (1, &tokens(70..90))]);
+    between(cache);
     cache.feed(&[(1, &tokens(90..119)), (0, &tokens(233..249))]);
     cache.feed(&[(0, &[249]), (1, &[119])])
 }
@@ -571,6 +576,31 @@ impl<'a, B: Backend> Cache<'a, B> {
         let [from, to] = &mut self.sequences;
         to.fork_from(from, &mut self.pages);
         self.backend.copy_tail(&mut self.store, from, to.slot);
+    }
+
+    /// Saves the sequences, forgets them, and restores each in pages of its own and in the other's slot.
+    fn save_and_restore(&mut self) {
+        let saved = self.sequences.each_ref().map(|sequence| {
+            let saved = sequence.saved(&self.pages);
+            let sections = saved.sections(&self.plan).expect("a sequence of this plan is sound");
+            let export = |(section, bytes)| {
+                let mut out = vec![0; bytes];
+                self.backend.export(&self.store, sequence, section, &mut out);
+                (section, out)
+            };
+            (saved, sections.into_iter().map(export).collect::<Vec<_>>())
+        });
+        let mut freed = Vec::new();
+        self.sequences.iter_mut().for_each(|sequence| sequence.clear(&mut self.pages, &mut freed));
+        self.backend.free(&mut self.store, &freed);
+        for (sequence, (saved, sections)) in self.sequences.iter_mut().zip(saved) {
+            let slot = 1 - sequence.slot;
+            let restored = Sequence::restore(&self.plan, slot, &saved, &mut self.pages);
+            *sequence = restored.expect("a sequence of this plan is sound").0;
+            for (section, bytes) in sections {
+                self.backend.import(&mut self.store, sequence, section, &bytes);
+            }
+        }
     }
 
     /// Cuts the first sequence.

@@ -4,8 +4,10 @@ mod kv;
 mod model;
 mod prompt;
 mod sampling;
+mod saved;
 
 pub use kv::{KvFlags, NamedPolicy, PageFlags, PolicyFlags, SweepFlags, kv_format_names, kv_formats};
 pub use model::{DeviceFlags, ModelFlags, backend, isa, positive};
 pub use prompt::PromptFlags;
 pub use sampling::SamplingFlags;
+pub use saved::SavedFlags;

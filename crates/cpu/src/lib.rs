@@ -23,7 +23,7 @@ use torque_backend::host::{SealJob, Store, Tensor};
 use torque_backend::{
     Activation, Angles, Attention, Backend, DeltaNet, Experts, MatrixData, Routing, Runs, Segment,
 };
-use torque_kv::{Freed, PageId, Plan, Sequence, Span};
+use torque_kv::{Freed, PageId, Plan, Section, Sequence, Span};
 use torque_quant::FormatOps;
 use torque_simd::Level;
 
@@ -229,6 +229,12 @@ impl Backend for Cpu {
     }
     fn copy_tail(&self, store: &mut Store, from: &Sequence, to_slot: usize) {
         store.copy_tail(from, to_slot);
+    }
+    fn export(&self, store: &Store, sequence: &Sequence, section: Section, out: &mut [u8]) {
+        store.export(sequence, section, out);
+    }
+    fn import(&self, store: &mut Store, sequence: &Sequence, section: Section, bytes: &[u8]) {
+        store.import(sequence, section, bytes);
     }
     fn store_bytes(&self, store: &Store) -> (usize, usize) {
         store.bytes()

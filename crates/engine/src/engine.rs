@@ -1,8 +1,8 @@
 //! An open model: weights, tokenizer and the device it runs on.
 
 use crate::error::Error;
-use crate::evaluate::digest;
 use crate::machine::available_memory;
+use crate::model_file::ModelFile;
 use crate::running::{Loaded, On};
 use crate::session::{Session, SessionOptions};
 use std::path::Path;
@@ -43,7 +43,7 @@ pub struct EngineOptions {
 
 /// An open model.
 pub struct Engine {
-    gguf: Gguf,
+    file: Arc<ModelFile>,
     tokenizer: Tokenizer,
     model: Box<dyn Loaded>,
 }
@@ -102,12 +102,18 @@ impl Engine {
             BackendKind::Cpu => on(&gguf, Cpu::new(options.threads, options.isa.as_deref())?)?,
             BackendKind::Scalar => on(&gguf, Scalar)?,
         };
-        Ok(Engine { tokenizer: Tokenizer::from_metadata(gguf.metadata())?, gguf, model })
+        let tokenizer = Tokenizer::from_metadata(gguf.metadata())?;
+        Ok(Engine { file: Arc::new(ModelFile::new(gguf)), tokenizer, model })
     }
 
     /// The file.
     pub fn gguf(&self) -> &Gguf {
-        &self.gguf
+        &self.file.gguf
+    }
+
+    /// The file, with what tells it from others.
+    pub(crate) fn file(&self) -> &ModelFile {
+        &self.file
     }
 
     /// The tokenizer.
@@ -145,13 +151,9 @@ impl Engine {
         self.model.active_bytes()
     }
 
-    /// A number that tells models apart: of the names, shapes and types of all tensors, and the beginning of each.
-    pub fn fingerprint(&self) -> u64 {
-        let tensors = self.gguf.tensors().iter().map(|tensor| {
-            let header = format!("{} {:?} {} ", tensor.name, tensor.shape, tensor.kind.name());
-            digest([header.as_bytes(), &tensor.data[..tensor.data.len().min(4096)]])
-        });
-        tensors.fold(0, |all, one| digest([&u64::to_le_bytes(all)[..], &one.to_le_bytes()]))
+    /// Tells models apart: a hash of architecture and numbers, and of names, shapes, types and samples of all tensors.
+    pub fn fingerprint(&self) -> String {
+        self.file.fingerprint()
     }
 
     /// Things a user should know about this file.
@@ -197,7 +199,7 @@ impl Engine {
         let batch = batch.min(context.max(1));
         let policy = options.policy.clone();
         let context = self.model.context(ContextOptions { context, batch, sequences: 1, policy })?;
-        Ok(Session::new(context, self.config().vocabulary))
+        Ok(Session::new(context, self.file.clone(), self.config().vocabulary))
     }
 }
 

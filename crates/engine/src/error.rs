@@ -1,5 +1,6 @@
 //! What can go wrong above the model.
 
+use crate::saved::Fault;
 use std::path::PathBuf;
 
 /// Why an engine or session could not do what was asked.
@@ -19,6 +20,12 @@ pub enum Error {
     Memory { context: usize, needed: String, available: String, fits: usize },
     #[error(transparent)]
     Cpu(#[from] torque_cpu::Error),
+    #[error("saved session `{path}`: {fault}")]
+    Saved { path: PathBuf, fault: Fault },
+    #[error("cannot save the session to `{path}`, where nothing has changed: {source}")]
+    Save { path: PathBuf, source: std::io::Error },
+    #[error("cannot save the session to `{path}`: something else is there, and stays; name another file")]
+    NotReplaced { path: PathBuf },
     #[error("the prompt is empty")]
     EmptyPrompt,
     #[error("{path}: {source}")]

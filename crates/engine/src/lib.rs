@@ -9,8 +9,10 @@ mod generate;
 pub mod kernel_speed;
 mod machine;
 pub mod measure;
+mod model_file;
 mod running;
 pub mod sampler;
+mod saved;
 mod session;
 pub mod synthetic;
 
@@ -18,6 +20,7 @@ pub use engine::{BackendKind, Engine, EngineOptions, LayerKv, human_bytes};
 pub use error::Error;
 pub use generate::{Finish, Generation, Request, generate};
 pub use machine::{available_memory, cpu_name, peak_memory};
+pub use saved::{Fault, check_target};
 pub use session::{Session, SessionOptions};
 pub use torque_cpu::physical_cores;
 pub use torque_kv::{KvLayer, LayerRule, Plan, Policy, PolicyError, Side};

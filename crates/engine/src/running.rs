@@ -1,8 +1,9 @@
 //! Models of every backend behind one object, so that nothing above is generic.
 
+use crate::saved::Fault;
 use std::sync::Arc;
 use torque_backend::Backend;
-use torque_kv::Plan;
+use torque_kv::{Plan, Policy, SavedSequence, Section};
 use torque_model::{Config, Context, ContextOptions, Error, Model};
 
 /// A model on some backend.
@@ -17,9 +18,13 @@ pub(crate) trait Loaded: Send + Sync {
     fn context(&self, options: ContextOptions) -> Result<Box<dyn Running>, Error>;
 }
 
+/// Fills in the bytes of a section.
+pub(crate) type ReadSection<'a> = dyn FnMut(Section, &mut [u8]) -> Result<(), Fault> + 'a;
+
 /// A model with the state of its sequences. See [`Context`].
 pub(crate) trait Running: Send {
     fn plan(&self) -> &Plan;
+    fn policy(&self) -> &Policy;
     fn forward(&mut self, batch: &[(usize, &[u32])]) -> Result<(), Error>;
     fn prefill(
         &mut self,
@@ -36,6 +41,10 @@ pub(crate) trait Running: Send {
     fn clear(&mut self, sequence: usize);
     fn kv_bytes(&self) -> (usize, usize);
     fn kv_read_bytes(&self) -> usize;
+    fn saved(&self) -> (SavedSequence, Vec<(Section, usize)>);
+    fn export(&self, section: Section, out: &mut [u8]);
+    fn restore(&mut self, saved: &SavedSequence, read: &mut ReadSection) -> Result<(), Fault>;
+    fn rope_frequencies(&self) -> Vec<f32>;
 }
 
 /// A backend and a model on it.
@@ -75,6 +84,9 @@ impl<B: Backend> Running for Context<B> {
     fn plan(&self) -> &Plan {
         self.plan()
     }
+    fn policy(&self) -> &Policy {
+        &self.options().policy
+    }
     fn forward(&mut self, batch: &[(usize, &[u32])]) -> Result<(), Error> {
         self.forward(batch)
     }
@@ -106,5 +118,17 @@ impl<B: Backend> Running for Context<B> {
     }
     fn kv_read_bytes(&self) -> usize {
         self.kv_read_bytes(0)
+    }
+    fn saved(&self) -> (SavedSequence, Vec<(Section, usize)>) {
+        self.saved(0)
+    }
+    fn export(&self, section: Section, out: &mut [u8]) {
+        self.export(0, section, out);
+    }
+    fn restore(&mut self, saved: &SavedSequence, read: &mut ReadSection) -> Result<(), Fault> {
+        self.restore(0, saved, read)
+    }
+    fn rope_frequencies(&self) -> Vec<f32> {
+        self.rope_frequencies().collect()
     }
 }

@@ -1,7 +1,9 @@
 //! One sequence: its tokens, its KV cache and the logits of its last token.
 
 use crate::error::Error;
+use crate::model_file::ModelFile;
 use crate::running::Running;
+use std::sync::Arc;
 use torque_kv::{Plan, Policy};
 
 /// How to run a sequence.
@@ -23,15 +25,17 @@ impl Default for SessionOptions {
 
 /// One sequence.
 pub struct Session {
-    running: Box<dyn Running>,
-    tokens: Vec<u32>,
-    logits: Vec<f32>,
-    vocabulary: usize,
+    pub(crate) running: Box<dyn Running>,
+    /// The model's.
+    pub(crate) file: Arc<ModelFile>,
+    pub(crate) tokens: Vec<u32>,
+    pub(crate) logits: Vec<f32>,
+    pub(crate) vocabulary: usize,
 }
 
 impl Session {
-    pub(crate) fn new(running: Box<dyn Running>, vocabulary: usize) -> Session {
-        Session { running, tokens: Vec::new(), logits: Vec::new(), vocabulary }
+    pub(crate) fn new(running: Box<dyn Running>, file: Arc<ModelFile>, vocabulary: usize) -> Session {
+        Session { running, file, tokens: Vec::new(), logits: Vec::new(), vocabulary }
     }
 
     /// The tokens so far.
@@ -121,8 +125,12 @@ impl Session {
     }
 
     /// Goes back to the longest common prefix with `tokens`, less one token so that logits can be
-    /// computed anew, or as far as [`Session::rewind`] must; returns the length.
+    /// computed anew, or as far as [`Session::rewind`] must; returns the length. A session of just these tokens stays
+    /// as it is.
     pub fn rewind_to_prefix_of(&mut self, tokens: &[u32]) -> usize {
+        if self.tokens == tokens && !self.logits.is_empty() {
+            return tokens.len();
+        }
         let common = self.tokens.iter().zip(tokens).take_while(|(a, b)| a == b).count();
         self.rewind(common.min(tokens.len().saturating_sub(1)))
     }

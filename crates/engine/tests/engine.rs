@@ -288,6 +288,8 @@ fn a_prefix_is_not_run_again() {
     session.append(&tokens[39..]).unwrap();
     let longer: Vec<u32> = (0..70).collect();
     assert_eq!(session.rewind_to_prefix_of(&longer), 60);
+    let logits = session.logits().to_vec();
+    assert_eq!((session.rewind_to_prefix_of(&tokens), session.logits()), (60, &logits[..]));
     assert_eq!(session.rewind_to_prefix_of(&[]), 0);
 }
 

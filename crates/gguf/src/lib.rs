@@ -33,4 +33,4 @@ pub use gguf::{Gguf, Tensor};
 pub use metadata::{FromValue, Metadata};
 pub use tensor_type::TensorType;
 pub use value::{Array, Value};
-pub use write::{Source, Writer};
+pub use write::{Source, Writer, replace_file};

@@ -1,6 +1,7 @@
 //! Writing a GGUF file, version 3.
 
 use std::collections::HashSet;
+use std::fs::File;
 use std::io::{self, BufWriter, Read, Write};
 use std::path::Path;
 
@@ -30,6 +31,25 @@ pub struct Writer<'a> {
     alignment: u64,
     tensors: Vec<Entry<'a>>,
     names: HashSet<String>,
+}
+
+/// Writes a file that appears under its name only when it is complete and on the disk: until then it is a temporary file in
+/// the same directory, removed if anything fails. An existing file is replaced, and maps of it stay valid.
+pub fn replace_file(path: &Path, write: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<()> {
+    let directory = match path.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        _ => Path::new("."),
+    };
+    let mut options = tempfile::Builder::new();
+    options.prefix(".").suffix(".part");
+    // Temporary files are private by default; a model is readable by whoever the umask allows.
+    #[cfg(unix)]
+    options.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    let mut file = options.tempfile_in(directory)?;
+    write(file.as_file_mut())?;
+    file.as_file().sync_all()?;
+    file.persist(path)?;
+    Ok(())
 }
 
 /// A tensor to be written.
@@ -113,21 +133,8 @@ impl<'a> Writer<'a> {
     /// same directory, removed if anything fails. An existing file is replaced, and maps of it stay valid.
     pub fn write(self, path: impl AsRef<Path>) -> Result<(), Error> {
         let path = path.as_ref();
-        let failed = |error| Error::Io { action: "write", path: path.into(), error };
-        let directory = match path.parent() {
-            Some(parent) if parent != Path::new("") => parent,
-            _ => Path::new("."),
-        };
-        let mut options = tempfile::Builder::new();
-        options.prefix(".").suffix(".gguf.part");
-        // Temporary files are private by default; a model is readable by whoever the umask allows.
-        #[cfg(unix)]
-        options.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-        let mut file = options.tempfile_in(directory).map_err(failed)?;
-        self.write_to(BufWriter::with_capacity(1 << 20, file.as_file_mut())).map_err(failed)?;
-        file.as_file().sync_all().map_err(failed)?;
-        file.persist(path).map_err(|error| failed(error.error))?;
-        Ok(())
+        let written = replace_file(path, |file| self.write_to(BufWriter::with_capacity(1 << 20, file)));
+        written.map_err(|error| Error::Io { action: "write", path: path.into(), error })
     }
 
     /// The file as bytes in memory.

@@ -18,7 +18,9 @@ mod state;
 
 pub use plan::{Age, KvLayer, LayerPlan, Plan, SidePlan, centred};
 pub use policy::{DECAYS, LayerRule, PRESETS, Policy, PolicyError, Preset, Tier};
-pub use sequence::{Freed, PageId, Pages, Sequence, Span, TruncateError};
+pub use sequence::{
+    BadSequence, Freed, PageId, Pages, SavedSequence, Section, Sequence, Span, TruncateError,
+};
 pub use state::{EXACT_SNAPSHOTS, Snapshots, StateShape};
 
 /// Keys or values.

@@ -1,7 +1,8 @@
 //! The plan of a cache: a policy applied to a model's layers, every number checked once.
 
-use crate::state::snapshot_bytes;
+use crate::state::EXACT_SNAPSHOTS;
 use crate::{Policy, PolicyError, Side, StateShape};
+use serde::{Deserialize, Serialize};
 use torque_quant::{FormatOps, Rotation, by_name, rotate};
 
 /// The shape of one layer that has KV.
@@ -40,7 +41,8 @@ pub struct Plan {
 }
 
 /// What decides in which format a page is sealed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Age {
     /// Its tokens are the first of a sequence, and stay exact.
     Sink,
@@ -254,8 +256,12 @@ impl Plan {
 
     /// Bytes of the tail of one sequence.
     pub fn tail_bytes(&self, batch: usize) -> usize {
-        let token: usize = self.layers.iter().flat_map(|l| &l.sides).map(SidePlan::tail_token_bytes).sum();
-        token * self.tail_capacity(batch)
+        self.tail_token_bytes() * self.tail_capacity(batch)
+    }
+
+    /// Bytes of one token in the tail, all layers.
+    pub fn tail_token_bytes(&self) -> usize {
+        self.layers.iter().flat_map(|l| &l.sides).map(SidePlan::tail_token_bytes).sum()
     }
 
     /// Bytes of the recurrent state of one sequence, however long it is.
@@ -265,7 +271,10 @@ impl Plan {
 
     /// Bytes of `snapshots` snapshots of it.
     pub fn snapshot_bytes(&self, snapshots: usize) -> usize {
-        self.states.iter().map(|state| snapshot_bytes(state, snapshots)).sum()
+        let bytes = |state: &StateShape| -> usize {
+            (0..snapshots).map(|newer| state.snapshot_bytes(newer >= EXACT_SNAPSHOTS)).sum()
+        };
+        self.states.iter().map(bytes).sum()
     }
 
     /// The most bytes a sequence takes while it grows to `tokens` tokens, its tail for batches of `batch`

@@ -1,5 +1,9 @@
 //! Sequences and the pages they share.
 
+mod saved;
+
+pub use saved::{BadSequence, SavedSequence, Section};
+
 use crate::{Age, Plan, Snapshots};
 use std::collections::BTreeMap;
 
@@ -66,16 +70,16 @@ impl Pages {
         older
     }
 
-    /// A page with one reference in every class.
-    fn take(&mut self, classes: usize, age: Age) -> PageId {
+    /// A page with that many references in each class.
+    fn take(&mut self, references: Vec<u32>, age: Age) -> PageId {
         match self.free.pop() {
             Some(page) => {
-                self.references[page.0 as usize].fill(1);
+                self.references[page.0 as usize] = references;
                 self.ages[page.0 as usize] = age;
                 page
             }
             None => {
-                self.references.push(vec![1; classes]);
+                self.references.push(references);
                 self.ages.push(age);
                 PageId(u32::try_from(self.references.len() - 1).expect("fewer than 2^32 pages fit in memory"))
             }
@@ -161,6 +165,11 @@ impl Sequence {
         &self.spans[self.held[window_class]..]
     }
 
+    /// A sealed span, held or not, counted from the first.
+    pub fn span(&self, span: usize) -> Span {
+        self.spans[span]
+    }
+
     /// The snapshots of the recurrent state.
     pub fn snapshots(&self) -> &Snapshots {
         &self.snapshots
@@ -198,7 +207,7 @@ impl Sequence {
         if self.tail_len() < plan.page + plan.tail {
             return None;
         }
-        let page = pages.take(plan.windows.len(), plan.new_age(self.tail_start));
+        let page = pages.take(vec![1; plan.windows.len()], plan.new_age(self.tail_start));
         let span = Span { page, start: self.tail_start, len: plan.page };
         self.spans.push(span);
         self.tail_start += plan.page;

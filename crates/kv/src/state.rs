@@ -21,19 +21,16 @@ impl StateShape {
         4 * (self.conv.iter().product::<usize>() + self.matrix.iter().product::<usize>())
     }
 
-    /// What the matrix of the snapshot `newer` of which are newer is stored in. The convolution's inputs are
-    /// few, and stay exact.
-    pub fn snapshot_format(newer: usize) -> &'static FormatOps {
-        by_name(if newer < EXACT_SNAPSHOTS { "f32" } else { "q8_0" }).expect("both are listed")
+    /// What the matrix of a snapshot is stored in. The convolution's inputs are few, and stay exact.
+    pub fn snapshot_format(rounded: bool) -> &'static FormatOps {
+        by_name(if rounded { "q8_0" } else { "f32" }).expect("both are listed")
     }
-}
 
-/// Bytes of that many snapshots of one layer.
-pub(crate) fn snapshot_bytes(shape: &StateShape, snapshots: usize) -> usize {
-    let conv = 4 * shape.conv.iter().product::<usize>();
-    let matrix =
-        |newer: usize| StateShape::snapshot_format(newer).row_bytes(shape.matrix.iter().product::<usize>());
-    (0..snapshots).map(|newer| conv + matrix(newer)).sum()
+    /// Bytes of a snapshot.
+    pub fn snapshot_bytes(&self, rounded: bool) -> usize {
+        let values = self.matrix.iter().product::<usize>();
+        4 * self.conv.iter().product::<usize>() + StateShape::snapshot_format(rounded).row_bytes(values)
+    }
 }
 
 /// Positions at which copies of a sequence's recurrent state are kept. A backend keeps the copies.
@@ -44,6 +41,8 @@ pub(crate) fn snapshot_bytes(shape: &StateShape, snapshots: usize) -> usize {
 pub struct Snapshots {
     /// Oldest first.
     positions: Vec<usize>,
+    /// How many of them, the oldest, are rounded. What is rounded stays so, also when newer ones are gone.
+    rounded: usize,
     /// How many there may be, if there are recurrent layers.
     most: Option<usize>,
     page: usize,
@@ -52,12 +51,21 @@ pub struct Snapshots {
 impl Snapshots {
     pub(crate) fn new(plan: &Plan) -> Snapshots {
         let most = (!plan.states.is_empty()).then_some(plan.snapshots);
-        Snapshots { positions: Vec::new(), most, page: plan.page }
+        Snapshots { positions: Vec::new(), rounded: 0, most, page: plan.page }
+    }
+
+    pub(crate) fn restored(plan: &Plan, positions: &[usize], rounded: usize) -> Snapshots {
+        Snapshots { positions: positions.to_vec(), rounded, ..Snapshots::new(plan) }
     }
 
     /// The positions, oldest first.
     pub fn positions(&self) -> &[usize] {
         &self.positions
+    }
+
+    /// How many of them, the oldest, are rounded.
+    pub fn rounded(&self) -> usize {
+        self.rounded
     }
 
     /// A pass from position `from` to position `to`.
@@ -75,7 +83,9 @@ impl Snapshots {
             let candidates = 0..most.saturating_sub(EXACT_SNAPSHOTS - 1).max(1);
             let dropped = candidates.min_by_key(|&i| gap(i)).expect("there is one at least");
             self.positions.remove(dropped);
+            self.rounded -= usize::from(dropped < self.rounded);
         }
+        self.rounded = self.rounded.max(self.positions.len().saturating_sub(EXACT_SNAPSHOTS));
     }
 
     /// The position a sequence that shall go back to `to` goes back to.
@@ -89,6 +99,7 @@ impl Snapshots {
     /// Forgets those after position `to`.
     pub(crate) fn truncate(&mut self, to: usize) {
         self.positions.retain(|&position| position <= to && to > 0);
+        self.rounded = self.rounded.min(self.positions.len());
     }
 }
 
@@ -97,7 +108,7 @@ mod tests {
     use super::*;
 
     fn snapshots(most: usize) -> Snapshots {
-        Snapshots { positions: Vec::new(), most: Some(most), page: 16 }
+        Snapshots { positions: Vec::new(), rounded: 0, most: Some(most), page: 16 }
     }
 
     #[test]

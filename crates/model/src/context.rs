@@ -6,7 +6,7 @@ use crate::load::Model;
 use crate::rope::Frequencies;
 use std::sync::Arc;
 use torque_backend::{Backend, Segment};
-use torque_kv::{Pages, Plan, Policy, Sequence};
+use torque_kv::{BadSequence, Pages, Plan, Policy, SavedSequence, Section, Sequence};
 
 /// How much a [`Context`] holds.
 #[derive(Clone, Debug)]
@@ -208,5 +208,48 @@ impl<B: Backend> Context<B> {
         let [from, to] = self.sequences.get_disjoint_mut([from, to]).expect("two sequences of this context");
         to.fork_from(from, &mut self.pages);
         self.backend.copy_tail(&mut self.store, from, to.slot);
+    }
+
+    /// What a sequence holds, and its sections with their bytes. [`Context::export`] gives the bytes.
+    pub fn saved(&self, sequence: usize) -> (SavedSequence, Vec<(Section, usize)>) {
+        let saved = self.sequences[sequence].saved(&self.pages);
+        let sections = saved.sections(&self.plan).expect("a sequence of this plan is sound");
+        (saved, sections)
+    }
+
+    /// The bytes of a section of a sequence.
+    pub fn export(&self, sequence: usize, section: Section, out: &mut [u8]) {
+        self.backend.export(&self.store, &self.sequences[sequence], section, out);
+    }
+
+    /// Makes a sequence what was saved of another one; `read` fills in the bytes of each section. On an error the
+    /// sequence is empty.
+    pub fn restore<E: From<BadSequence>>(
+        &mut self,
+        sequence: usize,
+        saved: &SavedSequence,
+        mut read: impl FnMut(Section, &mut [u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        assert!(saved.len <= self.options.context, "{} tokens in {}", saved.len, self.options.context);
+        self.clear(sequence);
+        let slot = self.sequences[sequence].slot;
+        let (restored, sections) = Sequence::restore(&self.plan, slot, saved, &mut self.pages)?;
+        self.sequences[sequence] = restored;
+        let mut buffer = Vec::new();
+        for (section, bytes) in sections {
+            buffer.resize(bytes, 0);
+            if let Err(error) = read(section, &mut buffer) {
+                self.clear(sequence);
+                return Err(error);
+            }
+            self.backend.import(&mut self.store, &self.sequences[sequence], section, &buffer);
+        }
+        Ok(())
+    }
+
+    /// The angles per position that rotary embeddings turn keys by. Those of some models depend on
+    /// [`ContextOptions::context`].
+    pub fn rope_frequencies(&self) -> impl Iterator<Item = f32> {
+        self.ropes.iter().flat_map(Frequencies::values)
     }
 }

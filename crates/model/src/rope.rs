@@ -111,6 +111,11 @@ impl RopeConfig {
 }
 
 impl Frequencies {
+    /// All that angles depend on.
+    pub fn values(&self) -> impl Iterator<Item = f32> {
+        self.per_pair.iter().copied().chain([self.multiplier])
+    }
+
     /// Appends (cos, sin) of every pair at `position`.
     pub fn angles(&self, position: usize, out: &mut Vec<[f32; 2]>) {
         out.extend(self.per_pair.iter().map(|f| {

@@ -4,7 +4,7 @@ use super::{Store, Tensor};
 use crate::Segment;
 use std::ops::Range;
 use std::sync::Arc;
-use torque_kv::{Sequence, StateShape};
+use torque_kv::{Sequence, Snapshots, StateShape};
 use torque_quant::FormatOps;
 
 /// The state of one recurrent layer of one sequence.
@@ -55,17 +55,49 @@ impl State {
         }
     }
 
-    /// Keeps only snapshots at `positions`, in the format of their age.
-    fn age(&mut self, positions: &[usize]) {
-        self.snapshots.retain(|snapshot| positions.contains(&snapshot.position));
+    /// Keeps only the snapshots that a sequence has, rounded as it says.
+    fn age(&mut self, kept: &Snapshots) {
+        self.snapshots.retain(|snapshot| kept.positions().contains(&snapshot.position));
         for snapshot in &mut self.snapshots {
-            let newer = positions.iter().filter(|&&position| position > snapshot.position).count();
-            let format = StateShape::snapshot_format(newer);
-            // What is rounded stays so, also when newer ones are gone.
-            if format.bits() < snapshot.format.bits() {
+            let rounded = kept.positions()[..kept.rounded()].contains(&snapshot.position);
+            let format = StateShape::snapshot_format(rounded);
+            if !std::ptr::eq(format, snapshot.format) {
                 *snapshot = Arc::new(snapshot.in_format(format, self.matrix.len()));
             }
         }
+    }
+
+    /// Gives out all bytes: the state, then its snapshots, oldest first.
+    pub(super) fn export(&self, mut put: impl FnMut(&[u8])) {
+        let mut put_values = |values: &[f32]| values.iter().for_each(|x| put(&x.to_le_bytes()));
+        put_values(&self.conv);
+        put_values(&self.matrix);
+        for snapshot in &self.snapshots {
+            snapshot.conv.iter().for_each(|x| put(&x.to_le_bytes()));
+            put(&snapshot.matrix);
+        }
+    }
+
+    /// Takes in what [`State::export`] gave out, when these snapshots were kept.
+    pub(super) fn import(&mut self, kept: &Snapshots, mut take: impl FnMut(&mut [u8])) {
+        fn values(out: &mut [f32], take: &mut impl FnMut(&mut [u8])) {
+            for x in out {
+                let mut bytes = [0; 4];
+                take(&mut bytes);
+                *x = f32::from_le_bytes(bytes);
+            }
+        }
+        values(&mut self.conv, &mut take);
+        values(&mut self.matrix, &mut take);
+        let snapshots = kept.positions().iter().enumerate().map(|(i, &position)| {
+            let format = StateShape::snapshot_format(i < kept.rounded());
+            let mut conv = vec![0.0; self.conv.len()];
+            values(&mut conv, &mut take);
+            let mut matrix = vec![0; format.row_bytes(self.matrix.len())];
+            take(&mut matrix);
+            Arc::new(Snapshot { position, conv, format, matrix })
+        });
+        self.snapshots = snapshots.collect();
     }
 
     /// The inputs of the convolution over `rows`, those before the first row included.
@@ -96,10 +128,10 @@ impl Store {
     ) {
         let state = &mut self.states[segment.sequence.slot][layer];
         assert_eq!(inputs.width(), state.shape.conv[1], "channels of layer {layer}");
-        let positions = segment.sequence.snapshots().positions();
-        state.age(positions);
+        let snapshots = segment.sequence.snapshots();
+        state.age(snapshots);
         let (start, rows) = (segment.position(), segment.rows.clone());
-        let boundary = positions.last().copied().filter(|&position| position > start);
+        let boundary = snapshots.positions().last().copied().filter(|&position| position > start);
         let cut = boundary.map_or(rows.start, |boundary| rows.start + boundary - start);
         for piece in [rows.start..cut, cut..rows.end] {
             if piece.is_empty() {
@@ -110,7 +142,7 @@ impl Store {
             if let Some(position) = boundary
                 && piece.end == cut
             {
-                let format = StateShape::snapshot_format(0);
+                let format = StateShape::snapshot_format(false);
                 let snapshot = Snapshot::of(position, &state.conv, &state.matrix, format);
                 state.snapshots.push(Arc::new(snapshot));
             }
@@ -120,7 +152,7 @@ impl Store {
     /// Takes the state of a sequence that was truncated or cleared back to its length.
     pub fn rewind(&mut self, sequence: &Sequence) {
         for state in &mut self.states[sequence.slot] {
-            state.age(sequence.snapshots().positions());
+            state.age(sequence.snapshots());
             match state.snapshots.last() {
                 Some(snapshot) => {
                     assert_eq!(snapshot.position, sequence.len(), "a sequence goes back to a snapshot");

@@ -1,7 +1,7 @@
 //! `torque chat`: a conversation on the model's chat template.
 
 use crate::commands::run::{Out, prefill};
-use crate::flags::{KvFlags, ModelFlags, SamplingFlags};
+use crate::flags::{KvFlags, ModelFlags, SamplingFlags, SavedFlags};
 use crate::report::{self, Speed};
 use crate::text::{count, thousands};
 use crate::{errors, interrupt, model, note};
@@ -38,6 +38,8 @@ pub struct Chat {
     #[command(flatten)]
     kv: KvFlags,
     #[command(flatten)]
+    saved: SavedFlags,
+    #[command(flatten)]
     sampling: SamplingFlags,
 }
 
@@ -45,6 +47,7 @@ const EXAMPLES: &str = "\
 Examples:
   torque chat -m model.gguf
   torque chat -m model.gguf -sys \"Answer in one sentence.\" -ctk turbo4 -ctv turbo3
+  torque chat -m model.gguf --kv-load talk.kv --kv-save talk.kv      goes on the next time
   echo \"Why is the sky blue?\" | torque chat -m model.gguf";
 
 /// What can be typed instead of a message.
@@ -64,12 +67,13 @@ impl Chat {
     pub fn run(self) -> Result<ExitCode> {
         self.sampling.params()?;
         let options = self.kv.session(self.model.model.as_deref())?;
+        self.saved.check()?;
         interrupt::catch();
         let engine = model::open(&self.model)?;
         let Some(template) = engine.tokenizer().chat_template() else {
             bail!("the model has no chat template; `torque run` continues plain text");
         };
-        let session = engine.session(&options)?;
+        let (session, said) = self.saved.session(&engine, &options)?;
         if self.verbose {
             report::verbose(&engine, &session, &options.policy)?;
         }
@@ -84,6 +88,7 @@ impl Chat {
             answers: 0,
             speed: None,
         };
+        conversation.resume(&said);
         let mut input = Input::open()?;
         if input.is_terminal() {
             let (name, parameters) = (&engine.config().name, count(engine.parameters()));
@@ -92,15 +97,9 @@ impl Chat {
                 "{name}, {parameters} parameters, {context} tokens of context. /help lists commands, Ctrl-D leaves."
             );
         }
-        while let Some(line) = input.message()? {
-            match conversation.take(&line) {
-                Ok(true) => {}
-                Ok(false) => break,
-                Err(error) if input.is_terminal() && !errors::is_reader_gone(&error) => errors::error(&error),
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(ExitCode::SUCCESS)
+        let ended = conversation.listen(&mut input);
+        let saved = self.saved.save(&conversation.session, &conversation.whole().to_string());
+        ended.and(saved).map(|()| ExitCode::SUCCESS)
     }
 }
 
@@ -119,6 +118,28 @@ struct Conversation<'a> {
 }
 
 impl Conversation<'_> {
+    /// Takes up what was said in a session that was loaded: nothing, if it was not saved by a conversation.
+    fn resume(&mut self, said: &str) {
+        let messages: Vec<Value> = serde_json::from_str(said).unwrap_or_default();
+        let (system, messages): (Vec<Value>, _) = messages.into_iter().partition(|m| m["role"] == "system");
+        let system = system.iter().find_map(|message| message["content"].as_str());
+        self.system = self.system.take().or(system.map(str::to_string));
+        self.messages = messages;
+    }
+
+    /// Answers until there is nothing more to say.
+    fn listen(&mut self, input: &mut Input) -> Result<()> {
+        while let Some(line) = input.message()? {
+            match self.take(&line) {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(error) if input.is_terminal() && !errors::is_reader_gone(&error) => errors::error(&error),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
     /// Does what a line says; whether to go on.
     fn take(&mut self, line: &str) -> Result<bool> {
         let line = line.trim_end();

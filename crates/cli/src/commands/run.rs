@@ -1,6 +1,6 @@
 //! `torque run`: continues a text.
 
-use crate::flags::{KvFlags, ModelFlags, PromptFlags, SamplingFlags};
+use crate::flags::{KvFlags, ModelFlags, PromptFlags, SamplingFlags, SavedFlags};
 use crate::progress::Progress;
 use crate::report::{self, Speed};
 use crate::{interrupt, model, note};
@@ -27,6 +27,8 @@ pub struct Run {
     output: OutputFlags,
     #[command(flatten)]
     kv: KvFlags,
+    #[command(flatten)]
+    saved: SavedFlags,
     #[command(flatten)]
     sampling: SamplingFlags,
 }
@@ -60,6 +62,8 @@ Examples:
   torque run -m model.gguf -p \"1, 2, 3,\" --temp 0         always the same
   torque run -m model.gguf -f book.txt -ctk turbo4 -ctv turbo3 -v
                                                           a long text in a small cache
+  torque run -m model.gguf -f book.txt --kv-save book.kv --kv-load book.kv
+                                                          the second time, the book is not read again
   git diff | torque run -m model.gguf -n 80 2>/dev/null   in a pipe";
 
 impl Run {
@@ -67,20 +71,26 @@ impl Run {
     pub fn run(self) -> Result<ExitCode> {
         self.sampling.params()?;
         let options = self.kv.session(self.model.model.as_deref())?;
-        let Some(mut prompt) = self.prompt.read()? else {
+        self.saved.check()?;
+        let mut prompt = self.prompt.read()?;
+        if prompt.is_none() && self.saved.kv_load.is_none() {
             bail!("there is no text to continue; give one with -p, -f or a pipe");
-        };
-        if self.prompt.is_file() && prompt.ends_with('\n') {
-            prompt.pop();
+        }
+        if self.prompt.is_file() {
+            prompt = prompt.map(|text| text.strip_suffix('\n').map(str::to_string).unwrap_or(text));
         }
         interrupt::catch();
         let engine = model::open(&self.model)?;
         let mut sampler = self.sampling.sampler(&engine, 0)?;
-        let mut session = engine.session(&options)?;
+        let (mut session, _) = self.saved.session(&engine, &options)?;
         if self.output.verbose {
             report::verbose(&engine, &session, &options.policy)?;
         }
-        let tokens = engine.tokenizer().encode(&prompt, Encode { add_special: true, parse_special: true });
+        let tokens = match prompt.as_deref().unwrap_or_default() {
+            // Without a text, a session goes on where it ended.
+            "" if !session.tokens().is_empty() => session.tokens().to_vec(),
+            text => engine.tokenizer().encode(text, Encode { add_special: true, parse_special: true }),
+        };
         if tokens.is_empty() {
             bail!(
                 "the text to continue is empty, and this model has no token to begin with; give one with -p"
@@ -106,8 +116,9 @@ impl Run {
         };
         let (speed, finish) = interrupt::work(|| -> Result<_> {
             let start = Instant::now();
-            let whole = prefill(&mut session, &tokens)?;
-            let speed = Speed::of_prompt(session.tokens().len(), start.elapsed());
+            let kept = session.rewind_to_prefix_of(&tokens);
+            let whole = prefill(&mut session, &tokens[kept..])?;
+            let speed = Speed::of_prompt(session.tokens().len() - kept, start.elapsed());
             if !whole {
                 return Ok((speed, Finish::Cancelled));
             }
@@ -117,11 +128,13 @@ impl Run {
             let generation = generate(&mut session, engine.tokenizer(), &mut sampler, &request, &mut text)?;
             Ok((speed.decoded(generation, &engine, kv_before, &session), generation.finish))
         })?;
-        out.end()?;
+        let written = out.end();
         note!("{} · seed {}", speed.line(&session, &options.policy), sampler.seed());
         if finish == Finish::Context {
             note!("the context of {} tokens is full; -c makes it larger", session.context());
         }
+        self.saved.save(&session, "")?;
+        written?;
         Ok(if interrupt::stopped() { ExitCode::from(interrupt::STATUS) } else { ExitCode::SUCCESS })
     }
 }

@@ -12,6 +12,7 @@ const KV: &[&str] = &[
     "--kv-sink",
     "--kv-page",
 ];
+const SAVED: &[&str] = &["--kv-load", "--kv-save"];
 const CONTEXT: &[&str] = &["-c", "--ctx-size", "-b", "--batch-size"];
 const SAMPLING: &[&str] = &[
     "-s",
@@ -55,8 +56,8 @@ const FACTS: &[&str] = &["--lengths", "--depths", "--trials", "-s", "--seed", "-
 #[test]
 fn help_mentions_every_flag() {
     for (command, flags) in [
-        ("run", &[MODEL, TEXT, KV, CONTEXT, SAMPLING, OUTPUT][..]),
-        ("chat", &[MODEL, KV, CONTEXT, SAMPLING, &["-sys", "--system-prompt", "-n", "-v"]]),
+        ("run", &[MODEL, TEXT, KV, SAVED, CONTEXT, SAMPLING, OUTPUT][..]),
+        ("chat", &[MODEL, KV, SAVED, CONTEXT, SAMPLING, &["-sys", "--system-prompt", "-n", "-v"]]),
         ("inspect", &[&["--json", "--tensors", "--metadata"]]),
         ("formats", &[&["--json", "--markdown", "verify"]]),
         ("formats verify", &[&["FILE"]]),

@@ -9,6 +9,7 @@ mod help;
 mod inspect;
 mod pipes;
 mod run;
+mod saved;
 mod tokenize;
 mod tune;
 

@@ -225,7 +225,7 @@ impl<'a> Study<'a> {
 
     /// Tells models apart.
     fn model(&self) -> Value {
-        json!({ "name": self.engine.config().name, "tensors": hex(self.engine.fingerprint()) })
+        json!({ "name": self.engine.config().name, "tensors": self.engine.fingerprint() })
     }
 
     /// What the journal has of a kind.
