@@ -353,108 +353,63 @@ fn symbol_of<I: Isa, const K: usize>(isa: I, symbols: &[[u8; 64]; GROUPS / 8], g
     isa.and(isa.shr_each(words[0], isa.shl::<2>(from_top)), isa.splat_n(7))
 }
 
-impl Format for Turbo2Tcq {
-    const NAME: &'static str = "turbo2_tcq";
-    const ALIASES: &'static [&'static str] = &["tbq2_tcq", "tcq2"];
-    const GGML_TYPE: Option<u32> = None;
-    const BLOCK: usize = 128;
-    const BYTES: usize = 34;
-    const GROUP: usize = 128;
-    const ROTATION: Rotation = Rotation::Head;
-    const WEIGHTS: bool = false;
-    const WIDE: bool = true;
-    const PART: usize = 128;
-    const KV: bool = true;
+/// A format of so many bits a value, by its trellis.
+macro_rules! trellis_format {
+    ($format:ident, $name:literal, $aliases:expr, $trellis:ident: $bits:literal bits, $states:literal states) => {
+        impl Format for $format {
+            const NAME: &'static str = $name;
+            const ALIASES: &'static [&'static str] = &$aliases;
+            const GGML_TYPE: Option<u32> = None;
+            const BLOCK: usize = 128;
+            const BYTES: usize = 2 + 128 * $bits / 8;
+            const GROUP: usize = 128;
+            const ROTATION: Rotation = Rotation::Head;
+            const WEIGHTS: bool = false;
+            const WIDE: bool = true;
+            const PART: usize = 128;
+            const KV: bool = true;
 
-    fn encode(x: &[f32], block: &mut [u8]) {
-        let mut rotated: [f32; 128] = x.try_into().expect("`encode` takes groups of 128");
-        rotate::wht_forward(&mut rotated);
-        TCQ2.encode(&rotated, block);
-    }
+            fn encode(x: &[f32], block: &mut [u8]) {
+                let mut rotated: [f32; 128] = x.try_into().expect("`encode` takes groups of 128");
+                rotate::wht_forward(&mut rotated);
+                $trellis.encode(&rotated, block);
+            }
 
-    fn encode_rotated(x: &[f32], block: &mut [u8]) {
-        TCQ2.encode(x, block);
-    }
+            fn encode_rotated(x: &[f32], block: &mut [u8]) {
+                $trellis.encode(x, block);
+            }
 
-    #[inline(always)]
-    fn encode_blocks<I: Isa>(isa: I, x: &[f32], values: usize, out: &mut [u8]) {
-        TCQ2.encode_blocks(isa, x, values, out);
-    }
+            #[inline(always)]
+            fn encode_blocks<I: Isa>(isa: I, x: &[f32], values: usize, out: &mut [u8]) {
+                $trellis.encode_blocks(isa, x, values, out);
+            }
 
-    fn decode(block: &[u8], y: &mut [f32]) {
-        TCQ2.decode(block, y);
-    }
+            fn decode(block: &[u8], y: &mut [f32]) {
+                $trellis.decode(block, y);
+            }
 
-    #[inline(always)]
-    fn affine<I: Isa>(isa: I, block: &[u8], _: usize) -> (f32, f32) {
-        (f16_at(isa, block, 0), 0.0)
-    }
+            #[inline(always)]
+            fn affine<I: Isa>(isa: I, block: &[u8], _: usize) -> (f32, f32) {
+                (f16_at(isa, block, 0), 0.0)
+            }
 
-    #[inline(always)]
-    fn codes<I: Isa>(isa: I, block: &[u8], i: usize) -> I::F {
-        TCQ2.codes(isa, block, i)
-    }
+            #[inline(always)]
+            fn codes<I: Isa>(isa: I, block: &[u8], i: usize) -> I::F {
+                $trellis.codes(isa, block, i)
+            }
 
-    #[inline(always)]
-    fn row_affines<I: Isa>(isa: I, blocks: Blocks<'_>, mut put: impl FnMut(usize, I::F, I::F)) {
-        put(0, isa.low_f16(blocks.words(isa, 0)[0]), isa.splat(0.0));
-    }
+            #[inline(always)]
+            fn row_affines<I: Isa>(isa: I, blocks: Blocks<'_>, mut put: impl FnMut(usize, I::F, I::F)) {
+                put(0, isa.low_f16(blocks.words(isa, 0)[0]), isa.splat(0.0));
+            }
 
-    #[inline(always)]
-    fn row_codes<I: Isa>(isa: I, blocks: Blocks<'_>, _: usize, put: impl FnMut(usize, &[I::N])) {
-        Trellis::<2, 256>::row_codes(isa, &const { TCQ2.bytes(I::BIAS) }, blocks, put);
-    }
+            #[inline(always)]
+            fn row_codes<I: Isa>(isa: I, blocks: Blocks<'_>, _: usize, put: impl FnMut(usize, &[I::N])) {
+                Trellis::<$bits, $states>::row_codes(isa, &const { $trellis.bytes(I::BIAS) }, blocks, put);
+            }
+        }
+    };
 }
 
-impl Format for Turbo3Tcq {
-    const NAME: &'static str = "turbo3_tcq";
-    const ALIASES: &'static [&'static str] = &["tbq3_tcq", "tcq3"];
-    const GGML_TYPE: Option<u32> = None;
-    const BLOCK: usize = 128;
-    const BYTES: usize = 50;
-    const GROUP: usize = 128;
-    const ROTATION: Rotation = Rotation::Head;
-    const WEIGHTS: bool = false;
-    const WIDE: bool = true;
-    const PART: usize = 128;
-    const KV: bool = true;
-
-    fn encode(x: &[f32], block: &mut [u8]) {
-        let mut rotated: [f32; 128] = x.try_into().expect("`encode` takes groups of 128");
-        rotate::wht_forward(&mut rotated);
-        TCQ3.encode(&rotated, block);
-    }
-
-    fn encode_rotated(x: &[f32], block: &mut [u8]) {
-        TCQ3.encode(x, block);
-    }
-
-    #[inline(always)]
-    fn encode_blocks<I: Isa>(isa: I, x: &[f32], values: usize, out: &mut [u8]) {
-        TCQ3.encode_blocks(isa, x, values, out);
-    }
-
-    fn decode(block: &[u8], y: &mut [f32]) {
-        TCQ3.decode(block, y);
-    }
-
-    #[inline(always)]
-    fn affine<I: Isa>(isa: I, block: &[u8], _: usize) -> (f32, f32) {
-        (f16_at(isa, block, 0), 0.0)
-    }
-
-    #[inline(always)]
-    fn codes<I: Isa>(isa: I, block: &[u8], i: usize) -> I::F {
-        TCQ3.codes(isa, block, i)
-    }
-
-    #[inline(always)]
-    fn row_affines<I: Isa>(isa: I, blocks: Blocks<'_>, mut put: impl FnMut(usize, I::F, I::F)) {
-        put(0, isa.low_f16(blocks.words(isa, 0)[0]), isa.splat(0.0));
-    }
-
-    #[inline(always)]
-    fn row_codes<I: Isa>(isa: I, blocks: Blocks<'_>, _: usize, put: impl FnMut(usize, &[I::N])) {
-        Trellis::<3, 512>::row_codes(isa, &const { TCQ3.bytes(I::BIAS) }, blocks, put);
-    }
-}
+trellis_format!(Turbo2Tcq, "turbo2_tcq", ["tbq2_tcq", "tcq2"], TCQ2: 2 bits, 256 states);
+trellis_format!(Turbo3Tcq, "turbo3_tcq", ["tbq3_tcq", "tcq3"], TCQ3: 3 bits, 512 states);
