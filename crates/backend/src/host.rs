@@ -94,6 +94,18 @@ impl Part {
         &self.bytes[head * size..][..size]
     }
 
+    /// Jobs that encode every head of what a side is stored in now, `from(head)`.
+    fn seal<'a>(
+        &'a mut self,
+        side: &'a SidePlan,
+        tokens: usize,
+        from: impl Fn(usize) -> (&'static FormatOps, &'a [u8]) + 'a,
+    ) -> impl Iterator<Item = SealJob<'a>> {
+        let (format, size) = (self.format, self.bytes.len() / side.heads);
+        let heads = self.bytes.chunks_exact_mut(size).enumerate();
+        heads.map(move |(head, out)| SealJob { side, tokens, from: from(head), format, out })
+    }
+
     /// Bytes of the part.
     pub fn bytes(&self) -> usize {
         self.bytes.len()
@@ -284,11 +296,8 @@ impl Store {
             self.plan.layers.iter().map(|layer| layer.sides.iter().map(part).collect()).collect();
         let mut jobs = Vec::new();
         for (tail, part) in tails.iter().flatten().zip(parts.iter_mut().flatten()) {
-            let size = part.bytes.len() / tail.side.heads;
-            for (head, out) in part.bytes.chunks_exact_mut(size).enumerate() {
-                let from = (tail.row_format(), tail.rows(head, 0, span.len));
-                jobs.push(SealJob { side: &tail.side, tokens: span.len, from, format: part.format, out });
-            }
+            let from = |head| (tail.row_format(), tail.rows(head, 0, span.len));
+            jobs.extend(part.seal(&tail.side, span.len, from));
         }
         run(&mut jobs);
         self.pages[page] = parts.into_iter().map(Some).collect();
@@ -308,11 +317,8 @@ impl Store {
             .collect();
         let mut jobs = Vec::new();
         for (new, side, part) in &mut resealed {
-            let (side, size) = (*side, new.bytes.len() / side.heads);
-            for (head, out) in new.bytes.chunks_exact_mut(size).enumerate() {
-                let from = (part.format, part.head(side, head));
-                jobs.push(SealJob { side, tokens, from, format: new.format, out });
-            }
+            let (side, part): (&SidePlan, &Part) = (side, part);
+            jobs.extend(new.seal(side, tokens, |head| (part.format, part.head(side, head))));
         }
         run(&mut jobs);
         for (new, _, part) in resealed {

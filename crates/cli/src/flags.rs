@@ -6,7 +6,9 @@ mod prompt;
 mod sampling;
 mod saved;
 
-pub use kv::{KvFlags, NamedPolicy, PageFlags, PolicyFlags, SweepFlags, kv_format_names, kv_formats};
+pub use kv::{
+    KvFlags, NamedPolicy, PageFlags, PolicyFlags, SweepFlags, kv_format_names, kv_formats, tuned_file,
+};
 pub use model::{DeviceFlags, ModelFlags, backend, isa, positive};
 pub use prompt::PromptFlags;
 pub use sampling::SamplingFlags;

@@ -1,7 +1,32 @@
 //! Progress on stderr: a bar or spinner for what takes more than a second, on a terminal only.
 
+use crate::interrupt;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::time::Duration;
+use torque_engine::Error;
+use torque_engine::evaluate::Step;
+
+/// Measures with a bar over the tokens, until all is done, `keep` says `false` of a cell, or somebody stops it. Whether all
+/// is done.
+pub fn watch<Cell>(
+    label: &str,
+    mut keep: impl FnMut(&Cell) -> bool,
+    work: impl FnOnce(&mut dyn FnMut(Step<Cell>) -> bool) -> Result<bool, Error>,
+) -> Result<bool, Error> {
+    let mut bar = None;
+    interrupt::work(|| {
+        work(&mut |step| {
+            let kept = match step {
+                Step::Tokens { done, of } => {
+                    bar.get_or_insert_with(|| Progress::new(label, of, "tokens")).set(done);
+                    true
+                }
+                Step::Finished(cell) => keep(cell),
+            };
+            kept && !interrupt::stopped()
+        })
+    })
+}
 
 /// Shown after a second, until dropped.
 pub struct Progress {

@@ -298,10 +298,8 @@ impl Policy {
         }
         let mut formats = vec![ages; layers];
         for rule in &self.layers {
-            let named = [&rule.k, &rule.v];
-            let named = named.map(|name| name.as_deref().map(kv_format).transpose());
-            let [k, v] = named;
-            let named = [k?, v?];
+            let named = |name: &Option<String>| name.as_deref().map(kv_format).transpose();
+            let named = [named(&rule.k)?, named(&rule.v)?];
             for layer in select(&rule.at, layers)? {
                 for (formats, format) in formats[layer].iter_mut().zip(named) {
                     if let Some(format) = format {

@@ -1,7 +1,7 @@
 //! `torque tune`: the KV cache a model wants.
 
-use crate::flags::{DeviceFlags, ModelFlags, PageFlags, kv_formats, positive};
-use crate::progress::Progress;
+use crate::flags::{DeviceFlags, ModelFlags, PageFlags, kv_formats, positive, tuned_file};
+use crate::progress::watch;
 use crate::table::Table;
 use crate::text::{self, significant, thousands};
 use crate::{interrupt, model, note};
@@ -9,9 +9,9 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use serde_json::json;
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
-use torque_engine::evaluate::{self, CacheCell, CacheReport, Choice, Chunks, Step, Tuner};
+use torque_engine::evaluate::{self, CacheCell, CacheReport, Choice, Chunks, Tuner};
 use torque_engine::tokenizer::Encode;
 use torque_engine::{Engine, Policy};
 
@@ -157,8 +157,7 @@ impl Tune {
     }
 
     fn output(&self) -> PathBuf {
-        let beside = self.model.as_deref().map(tuned_file);
-        self.output.clone().or(beside).unwrap_or_else(|| "demo.kv.toml".into())
+        self.output.clone().unwrap_or_else(|| tuned_file(self.model.as_deref()))
     }
 
     /// Measures, solves and compares; `None` if somebody has stopped it.
@@ -274,11 +273,6 @@ impl Tune {
     }
 }
 
-/// The file `--kv auto` looks for.
-pub fn tuned_file(model: &Path) -> PathBuf {
-    model.with_extension("kv.toml")
-}
-
 /// What policies do to chunks; `None` if somebody has stopped it.
 fn measure(
     engine: &Engine,
@@ -287,15 +281,9 @@ fn measure(
     policies: &[Policy],
     batch: usize,
 ) -> Result<Option<Vec<CacheCell>>> {
-    let (mut cells, mut bar) = (Vec::new(), None);
-    let whole = interrupt::work(|| {
-        evaluate::cache(engine, chunks, policies, batch, &mut cells, &mut |step| {
-            if let Step::Tokens { done, of } = step {
-                bar.get_or_insert_with(|| Progress::new(label, of, "tokens")).set(done);
-            }
-            !interrupt::stopped()
-        })
-    })?;
+    let mut cells = Vec::new();
+    let whole =
+        watch(label, |_| true, |step| evaluate::cache(engine, chunks, policies, batch, &mut cells, step))?;
     Ok(whole.then_some(cells))
 }
 

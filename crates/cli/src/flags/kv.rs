@@ -1,7 +1,6 @@
 //! The context and what its KV cache is stored in.
 
 use super::positive;
-use crate::commands::tune::tuned_file;
 use crate::note;
 use crate::report::pair;
 use anyhow::{Context, Result, bail};
@@ -189,9 +188,14 @@ impl PolicyFlags {
     }
 }
 
+/// Where `torque tune` writes a policy and `--kv auto` looks for it: beside the model; of the demo model, here.
+pub fn tuned_file(model: Option<&Path>) -> PathBuf {
+    model.unwrap_or(Path::new("demo")).with_extension("kv.toml")
+}
+
 /// What `torque tune` has written beside a model, or what is safe; says which.
 fn tuned_policy(model: Option<&Path>) -> Result<Policy> {
-    let path = model.map_or_else(|| "demo.kv.toml".into(), tuned_file);
+    let path = tuned_file(model);
     if path.exists() {
         note!("KV cache: {}", path.display());
         return read_policy("--kv auto", &path);

@@ -88,6 +88,13 @@ impl Tuner {
         let total = |side: Side| -> f64 {
             self.sides.iter().zip(&alone).filter(|(s, _)| s.side == side).map(|(_, kld)| kld).sum()
         };
+        // `[side][format]`, of all layers.
+        let mut whole = [Vec::new(), Vec::new()];
+        for side in Side::BOTH {
+            for format in &self.formats {
+                whole[side as usize].push(measured(&self.whole(side, format))?);
+            }
+        }
         let mut ladders = Vec::new();
         for (side, alone) in self.sides.iter().zip(&alone) {
             let share = alone / total(side.side).max(f64::MIN_POSITIVE);
@@ -97,9 +104,8 @@ impl Tuner {
                 plan.part_bytes(format, self.plan.page) as f64 / self.plan.page as f64
             };
             let mut stored = vec![Stored { format: "f16".into(), bytes: bytes("f16"), kld: 0.0 }];
-            for format in &self.formats {
-                let kld = share * measured(&self.whole(side.side, format))?;
-                stored.push(Stored { format: format.clone(), bytes: bytes(format), kld });
+            for (format, kld) in self.formats.iter().zip(&whole[side.side as usize]) {
+                stored.push(Stored { format: format.clone(), bytes: bytes(format), kld: share * kld });
             }
             ladders.push(convex(stored));
         }

@@ -4,7 +4,7 @@ use super::findings::{Findings, Text};
 use super::journal::Journal;
 use super::page;
 use crate::flags::{ModelFlags, NamedPolicy, positive};
-use crate::progress::Progress;
+use crate::progress::watch;
 use crate::{errors, interrupt, model, note, text};
 use anyhow::{Context, Result};
 use clap::Args;
@@ -240,21 +240,12 @@ impl<'a> Study<'a> {
         kind: &str,
         work: impl FnOnce(&Engine, &mut dyn FnMut(Step<Cell>) -> bool) -> Result<bool, Error>,
     ) -> Result<bool> {
-        let mut bar = None;
         let mut kept = Ok(());
-        let whole = interrupt::work(|| {
-            work(&self.engine, &mut |step| {
-                match step {
-                    Step::Tokens { done, of } => {
-                        bar.get_or_insert_with(|| Progress::new(label, of, "tokens")).set(done);
-                    }
-                    Step::Finished(cell) => {
-                        kept = self.journal.as_ref().map_or(Ok(()), |journal| journal.add(kind, cell));
-                    }
-                }
-                kept.is_ok() && !interrupt::stopped()
-            })
-        })?;
+        let keep = |cell: &Cell| {
+            kept = self.journal.as_ref().map_or(Ok(()), |journal| journal.add(kind, cell));
+            kept.is_ok()
+        };
+        let whole = watch(label, keep, |step| work(&self.engine, step))?;
         kept?;
         Ok(whole)
     }
