@@ -8,6 +8,7 @@ pub use state::State;
 use crate::{MatrixData, Segment};
 use half::f16;
 use torque_kv::{Age, Freed, LayerPlan, PageId, Plan, Sequence, Side, SidePlan, Span, centred};
+use torque_quant::attend::whole::{tile, tiled, untile};
 use torque_quant::{FormatOps, rotate};
 
 /// Activations: `[rows, width]`, contiguous.
@@ -129,7 +130,14 @@ impl SealJob<'_> {
         let (format, bytes) = self.from;
         unseal_head(self.side, format, bytes, &mut values);
         let blocks = take_mean(self.side, self.format, &mut values, self.out);
-        encode(self.format, &values, self.format.head_block(self.side.head_dim).0, blocks);
+        let (block, bytes) = self.format.head_block(self.side.head_dim);
+        if tiled(self.format.rotation, self.tokens, self.side.head_dim) {
+            let mut rows = vec![0; blocks.len()];
+            encode(self.format, &values, block, &mut rows);
+            tile(&rows, bytes, self.side.head_dim / block, blocks);
+        } else {
+            encode(self.format, &values, block, blocks);
+        }
     }
 }
 
@@ -140,6 +148,14 @@ pub fn unseal_head(side: &SidePlan, format: &FormatOps, bytes: &[u8], out: &mut 
         return format.decode_row(blocks, out);
     }
     let (block, bytes) = format.head_block(side.head_dim);
+    let mut rows = Vec::new();
+    let blocks = if tiled(format.rotation, out.len() / side.head_dim, side.head_dim) {
+        rows.resize(blocks.len(), 0);
+        untile(blocks, bytes, side.head_dim / block, &mut rows);
+        &rows
+    } else {
+        blocks
+    };
     for (block, out) in blocks.chunks_exact(bytes).zip(out.chunks_mut(block)) {
         (format.decode)(block, out);
     }

@@ -401,8 +401,8 @@ pub struct Cell {
 }
 
 /// What may differ, relative to the largest output, where K and V of these formats are read: `tolerance` is that of
-/// float arithmetic, codes may be multiplied as whole numbers with queries and weights of sixteen bits, and levels
-/// may be rounded to bytes.
+/// float arithmetic, codes may be multiplied as whole numbers with queries and weights of sixteen bits, or of eight if the
+/// format is [`torque_quant::Format::COARSE`], and levels may be rounded to bytes.
 pub fn attention_tolerance(tolerance: f32, formats: [&str; 2]) -> f32 {
     let of = |name| torque_quant::by_name(name).expect("a known format");
     formats.iter().fold(tolerance, |sum, name| sum + side_tolerance(of(name)))
@@ -410,7 +410,10 @@ pub fn attention_tolerance(tolerance: f32, formats: [&str; 2]) -> f32 {
 
 /// The part of one side in it.
 fn side_tolerance(format: &FormatOps) -> f32 {
-    if format.is_float() { 0.0 } else { 5e-5 + 3.0 * format.code_error }
+    if format.is_float() {
+        return 0.0;
+    }
+    3.0 * format.code_error + if format.coarse { 0.01 } else { 5e-5 }
 }
 
 /// Every pair of KV formats, head size by head size, causal and windowed, with and without soft cap and

@@ -14,7 +14,7 @@ use torque_backend::host::{Store, Tensor};
 use torque_backend::{Attention, Segment};
 use torque_kv::{LayerPlan, Side};
 use torque_quant::attend::Part;
-use torque_quant::attend::whole::{Codes, Split, Weights};
+use torque_quant::attend::whole::{Codes, Split};
 use torque_quant::gemm::Matrix;
 use torque_quant::{FormatOps, Kernels, SharedKernels, rotate};
 use torque_simd::{Isa, Level, dispatch};
@@ -57,9 +57,11 @@ pub struct Partials {
 struct Scratch {
     q: Vec<f32>,
     scores: Vec<f32>,
+    /// Of every query, what its scores lack (the product with the page's mean), and then the sum of its weights.
+    shifts: Vec<f32>,
     codes: Codes,
     split: Split,
-    weights: Weights,
+    weights: Split,
     tile: Vec<f32>,
     mean: Vec<f32>,
     value: Vec<f32>,
@@ -333,8 +335,10 @@ impl Op<'_> {
         }
         let queries = positions.len() * group;
         let in_registers = queries <= REGISTER_QUERIES;
-        let Scratch { q, scores, codes, split, weights, tile, mean, .. } = scratch;
+        let Scratch { q, scores, shifts, codes, split, weights, tile, mean, .. } = scratch;
         scores.resize(queries * piece.tokens, 0.0);
+        shifts.clear();
+        shifts.resize(queries, 0.0);
 
         let (kernels, k_mean, part) = self.stored(piece, Side::K, piece.sides[1].bytes);
         read_mean(level, k_mean, mean);
@@ -346,7 +350,7 @@ impl Op<'_> {
                 false => (kernels.scores)(part, q, scores),
             }
             if !mean.is_empty() {
-                elementwise::add_dots(level, q, mean, piece.tokens, scores);
+                elementwise::dots(level, q, mean, shifts);
             }
         } else {
             tile.resize(piece.tokens * k_dim, 0.0);
@@ -357,6 +361,9 @@ impl Op<'_> {
             (self.shared.product)(matrix(q, queries), matrix(tile, piece.tokens), k_dim, scores);
         }
         if let Some(cap) = self.attention.softcap {
+            for (scores, shift) in scores.chunks_exact_mut(piece.tokens).zip(&mut *shifts) {
+                elementwise::shift(level, std::mem::take(shift), scores);
+            }
             elementwise::softcap(level, cap, scores);
         }
         let masked = piece.len < piece.tokens
@@ -375,10 +382,10 @@ impl Op<'_> {
             }
         }
         let states = state.as_chunks_mut::<2>().0.iter_mut();
-        for ((scores, [max, sum]), out) in
-            scores.chunks_exact_mut(piece.tokens).zip(states).zip(out.chunks_exact_mut(v_width))
-        {
-            let factor = (self.shared.softmax_step)(scores, max, sum);
+        let of_queries = scores.chunks_exact_mut(piece.tokens).zip(&mut *shifts).zip(states);
+        for (((scores, shift), [max, sum]), out) in of_queries.zip(out.chunks_exact_mut(v_width)) {
+            let [own, factor] = (self.shared.softmax_step)(scores, *shift, max, sum);
+            *shift = own;
             if factor != 1.0 {
                 elementwise::scale(level, factor, out);
             }
@@ -393,9 +400,7 @@ impl Op<'_> {
                 false => (kernels.accumulate)(part, scores, out),
             }
             if !mean.is_empty() {
-                for (weights, out) in scores.chunks_exact(piece.tokens).zip(out.chunks_exact_mut(v_width)) {
-                    elementwise::add_scaled(level, weights.iter().sum(), mean, out);
-                }
+                elementwise::add_outer(level, shifts, mean, out);
             }
         } else {
             // Values that lie in the keys are in the tile already.

@@ -36,6 +36,29 @@ pub fn scale(level: Level, factor: f32, x: &mut [f32]) {
     ));
 }
 
+/// `x += amount`.
+pub fn shift(level: Level, amount: f32, x: &mut [f32]) {
+    on!(level, |isa| math::map(
+        isa,
+        x,
+        #[inline(always)]
+        |x| isa.add(x, isa.splat(amount))
+    ));
+}
+
+/// `x[i] += factors[i]·y` for every row i of x.
+pub fn add_outer(level: Level, factors: &[f32], y: &[f32], x: &mut [f32]) {
+    on!(level, |isa| for (factor, x) in factors.iter().zip(x.chunks_exact_mut(y.len())) {
+        math::zip(
+            isa,
+            x,
+            y,
+            #[inline(always)]
+            |x, y| isa.fma(isa.splat(*factor), y, x),
+        );
+    });
+}
+
 /// `x += factor·y`.
 pub fn add_scaled(level: Level, factor: f32, y: &[f32], x: &mut [f32]) {
     on!(level, |isa| math::zip(
@@ -154,21 +177,14 @@ fn sum_of_squares<I: Isa>(isa: I, x: &[f32]) -> f32 {
     isa.sum(sum) + rest.iter().map(|x| x * x).sum::<f32>()
 }
 
-/// `q·m` for every q of `m.len()` values, added to the q's row of `out`, which is `width` wide.
-pub fn add_dots(level: Level, q: &[f32], m: &[f32], width: usize, out: &mut [f32]) {
-    on!(level, |isa| for (q, row) in q.chunks_exact(m.len()).zip(out.chunks_exact_mut(width)) {
-        let (q, m) = (q.as_chunks::<16>().0, m.as_chunks::<16>().0);
+/// `out[i] = q[i]·m` for every q of `m.len()` values.
+pub fn dots(level: Level, q: &[f32], m: &[f32], out: &mut [f32]) {
+    on!(level, |isa| for (q, out) in q.chunks_exact(m.len()).zip(out) {
         let mut sum = isa.splat(0.0);
-        for i in 0..m.len() {
-            sum = isa.fma(isa.load(&q[i]), isa.load(&m[i]), sum);
+        for (q, m) in q.as_chunks::<16>().0.iter().zip(m.as_chunks::<16>().0) {
+            sum = isa.fma(isa.load(q), isa.load(m), sum);
         }
-        let dot = isa.splat(isa.sum(sum));
-        math::map(
-            isa,
-            row,
-            #[inline(always)]
-            |x| isa.add(x, dot),
-        );
+        *out = isa.sum(sum);
     });
 }
 

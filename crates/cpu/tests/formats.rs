@@ -65,6 +65,7 @@ fn document(cells: &[Cell]) -> String {
              Bits per value of sealed pages of 128 tokens, by head size. Formats other than floats also store the mean of \
              each page, 16 bits a channel: 0.125 bits a value. Heads are never padded.\n\n";
     heads_table(&mut text);
+    let coarse: Vec<_> = FORMATS.iter().filter(|f| f.coarse).map(|f| f.name).collect();
     writeln!(
         text,
         "\n## Every pair\n\n\
@@ -72,12 +73,13 @@ fn document(cells: &[Cell]) -> String {
          largest over head sizes {}. Synthetic keys with a large constant part, every token sealed, none kept exact, pages \
          of 16. All {} cells run in the tests of every change, as prefill and decode, causal and windowed, with soft cap and \
          with learned sinks, each within {TOLERANCE:.0e} of the scalar reference on the same pages; {:.0e} more for a format \
-         whose codes are multiplied as whole numbers, {:.0e} more for one whose levels are then rounded to bytes (turbo2, \
-         turbo3, turbo4).\n",
+         whose codes are multiplied as whole numbers, {:.0e} more for one whose levels, queries and weights are then rounded \
+         to bytes ({}).\n",
         HEAD_SIZES.map(|d| d.to_string()).join(", "),
         cells.len(),
         suite::attention_tolerance(0.0, ["f32", "q8_0"]),
         suite::attention_tolerance(0.0, ["f32", "turbo3"]),
+        coarse.join(", "),
     )
     .unwrap();
     pairs_table(&mut text, cells);

@@ -26,7 +26,7 @@ use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 const MAGIC: [u8; 8] = *b"torqueKV";
 
 /// The version of the format. What a page's bytes mean is part of it: formats, their order, the means.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// What decides whether a session can go on here, and what its sections are.
 #[derive(Serialize, Deserialize)]

@@ -3,7 +3,7 @@
 use crate::formats::*;
 use crate::kernels::Kernels;
 use crate::rotate;
-use torque_simd::{Isa, Level};
+use torque_simd::{Isa, LANES, Level};
 
 /// How a format's decoded values relate to the numbers that were encoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,6 +58,9 @@ pub trait Format: Send + Sync + 'static {
     const STRIDED: bool = false;
     /// How far codes of [`Format::row_codes`] may be off, relative to the largest: levels rounded to bytes are.
     const CODE_ERROR: f32 = 0.0;
+    /// Whether attention rounds what it multiplies codes with, queries and weights, to one byte and not to two. That adds less
+    /// than a hundredth to the error of a format of four bits or fewer, if it is rotated: then no channel is much larger than the others.
+    const COARSE: bool = false;
     /// What the decoded values mean.
     const ROTATION: Rotation = Rotation::None;
     /// May hold weights.
@@ -115,7 +118,7 @@ pub(crate) const fn offset<F: Format, I: Isa>() -> i32 {
     if F::WIDE { I::BIAS as i32 } else { F::OFFSET as i32 }
 }
 
-/// One block of each of sixteen rows.
+/// One block of each of sixteen rows: rows of weights, or the [tile](crate::attend::whole::tiled) of a head-sized format.
 #[derive(Clone, Copy, Debug)]
 pub struct Blocks<'a> {
     bytes: &'a [u8],
@@ -138,6 +141,23 @@ impl<'a> Blocks<'a> {
     #[inline(always)]
     pub fn words<I: Isa>(self, isa: I, offset: usize) -> [I::N; 4] {
         isa.load_rows(self.bytes, self.row_bytes, offset)
+    }
+
+    /// The blocks of a tile.
+    pub fn tile(bytes: &'a [u8]) -> Blocks<'a> {
+        Blocks { bytes, row_bytes: 0, block_bytes: bytes.len() / LANES }
+    }
+
+    /// Of a tile, the scales.
+    #[inline(always)]
+    pub fn tile_scales<I: Isa>(self, isa: I) -> I::F {
+        isa.load_f16(self.bytes.first_chunk().expect("a tile begins with sixteen scales"))
+    }
+
+    /// Of a tile, bytes `4 i .. 4 i + 4` after the scale.
+    #[inline(always)]
+    pub fn tile_word<I: Isa>(self, isa: I, i: usize) -> I::N {
+        isa.load_n(self.bytes[2 * LANES + 4 * LANES * i..].first_chunk().expect("a word of the block"))
     }
 }
 
@@ -164,6 +184,8 @@ pub struct FormatOps {
     pub rotation: Rotation,
     /// [`Format::CODE_ERROR`].
     pub code_error: f32,
+    /// [`Format::COARSE`].
+    pub coarse: bool,
     /// [`Format::WEIGHTS`].
     pub weights: bool,
     /// [`Format::KV`].
@@ -231,6 +253,7 @@ impl FormatOps {
             whole: F::WHOLE,
             rotation: F::ROTATION,
             code_error: F::CODE_ERROR,
+            coarse: F::COARSE,
             weights: F::WEIGHTS,
             kv: F::KV,
             encode: F::encode,

@@ -1,7 +1,7 @@
 //! The kernels of a format, chosen for an instruction set at run time.
 
 use crate::attend::Part;
-use crate::attend::whole::{self, Codes, Split, Weights};
+use crate::attend::whole::{self, Codes, Split};
 use crate::gemm::Matrix;
 use crate::int8::{self, Rounded};
 use crate::{Format, attend, dot, gemm};
@@ -126,9 +126,9 @@ pub struct SharedKernels {
     /// [`whole::scores`]: `(keys, q, split, out)`.
     pub scores: fn(&Codes, &[f32], &mut Split, &mut [f32]),
     /// [`whole::accumulate`]: `(values, weights, room, out)`.
-    pub accumulate: fn(&Codes, &[f32], &mut Weights, &mut [f32]),
-    /// [`crate::math::softmax_step`]: `(scores, max, sum) -> factor`.
-    pub softmax_step: fn(&mut [f32], &mut f32, &mut f32) -> f32,
+    pub accumulate: fn(&Codes, &[f32], &mut Split, &mut [f32]),
+    /// [`crate::math::softmax_step`]: `(scores, shift, max, sum) -> [own sum, factor]`.
+    pub softmax_step: fn(&mut [f32], f32, &mut f32, &mut f32) -> [f32; 2],
 }
 
 impl SharedKernels {
@@ -151,7 +151,9 @@ impl SharedKernels {
             accumulate: |values, weights, room, out| {
                 whole::accumulate::<I>(isa(), values, weights, room, out)
             },
-            softmax_step: |scores, max, sum| crate::math::softmax_step::<I>(isa(), scores, max, sum),
+            softmax_step: |scores, shift, max, sum| {
+                crate::math::softmax_step::<I>(isa(), scores, shift, max, sum)
+            },
         }
     }
 }

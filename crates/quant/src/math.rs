@@ -125,11 +125,17 @@ pub(crate) fn unit(largest: f32, top: f32) -> (f32, f32) {
 /// One step of a softmax taken piece by piece (Milakov & Gimelshein, «Online normalizer calculation for
 /// softmax», 2018).
 ///
-/// Turns scores into weights `e^(score − max)`, max being the largest score so far, adds them to the
-/// running sum, and returns the factor by which weights of former pieces, and what was accumulated with
-/// them, must be multiplied. Start with max −∞ and sum 0. A score of −∞ has weight zero, also when no
+/// Turns scores, of which `shift` is missing, into weights `e^(score + shift − max)`, max being the largest so far, and adds
+/// them to the running sum. Returns their own sum, and the factor by which weights of former pieces, and what was accumulated
+/// with them, must be multiplied. Start with max −∞ and sum 0. A score of −∞ has weight zero, also when no
 /// other has been seen.
-pub fn softmax_step<I: Isa>(isa: I, scores: &mut [f32], max: &mut f32, sum: &mut f32) -> f32 {
+pub fn softmax_step<I: Isa>(
+    isa: I,
+    scores: &mut [f32],
+    shift: f32,
+    max: &mut f32,
+    sum: &mut f32,
+) -> [f32; 2] {
     isa.run(
         #[inline(always)]
         || {
@@ -141,23 +147,27 @@ pub fn softmax_step<I: Isa>(isa: I, scores: &mut [f32], max: &mut f32, sum: &mut
                 largest = isa.max(largest, isa.load(chunk));
             }
             let former = *max;
-            *max = former.max(isa.max_lane(largest));
+            *max = former.max(isa.max_lane(largest) + shift);
             if *max == f32::NEG_INFINITY {
                 scores.fill(0.0);
-                return 1.0;
+                return [0.0, 1.0];
             }
-            let max = isa.splat(*max);
+            let offset = isa.splat(shift - *max);
             let mut total = isa.splat(0.0);
-            for chunk in chunks.iter_mut().chain(std::iter::once(&mut last)) {
-                let weight = exp(isa, isa.sub(isa.load(chunk), max));
+            for chunk in chunks {
+                let weight = exp(isa, isa.add(isa.load(chunk), offset));
                 isa.store(weight, chunk);
                 total = isa.add(total, weight);
             }
-            tail.copy_from_slice(&last[..tail.len()]);
-            let mut factor = [0.0; LANES];
-            isa.store(exp(isa, isa.sub(isa.splat(former), max)), &mut factor);
-            *sum = *sum * factor[0] + isa.sum(total);
-            factor[0]
+            if !tail.is_empty() {
+                let weight = exp(isa, isa.add(isa.load(&last), offset));
+                isa.store(weight, &mut last);
+                tail.copy_from_slice(&last[..tail.len()]);
+                total = isa.add(total, weight);
+            }
+            let (total, factor) = (isa.sum(total), isa.max_lane(exp(isa, isa.splat(former - *max))));
+            *sum = *sum * factor + total;
+            [total, factor]
         },
     )
 }
@@ -266,7 +276,11 @@ mod tests {
                 let mut weights: Vec<f32> = Vec::new();
                 for piece in scores.chunks(piece) {
                     let mut piece = piece.to_vec();
-                    let factor = dispatch!(level, |isa| softmax_step(isa, &mut piece, &mut max, &mut sum));
+                    let shift = piece[0].max(-3.0);
+                    piece.iter_mut().for_each(|score| *score -= shift);
+                    let [own, factor] =
+                        dispatch!(level, |isa| softmax_step(isa, &mut piece, shift, &mut max, &mut sum));
+                    assert!((own - piece.iter().sum::<f32>()).abs() < 1e-5, "{own}");
                     weights.iter_mut().for_each(|w| *w *= factor);
                     weights.extend(piece);
                 }
@@ -278,10 +292,10 @@ mod tests {
         }
         let (mut max, mut sum) = (f32::NEG_INFINITY, 0.0);
         let mut masked = [f32::NEG_INFINITY; 20];
-        assert_eq!(softmax_step(Scalar, &mut masked, &mut max, &mut sum), 1.0);
+        assert_eq!(softmax_step(Scalar, &mut masked, 1.0, &mut max, &mut sum), [0.0, 1.0]);
         assert_eq!((masked, max, sum), ([0.0; 20], f32::NEG_INFINITY, 0.0));
         let mut one = [3.0];
-        softmax_step(Scalar, &mut one, &mut max, &mut sum);
+        softmax_step(Scalar, &mut one, 0.0, &mut max, &mut sum);
         assert_eq!((one, max, sum), ([1.0], 3.0, 1.0));
     }
 }

@@ -97,22 +97,14 @@ impl Isa for Avx2 {
             let order = _mm256_broadcastsi128_si256(byte_transposition());
             [_mm256_shuffle_epi8(v[0], order), _mm256_shuffle_epi8(v[1], order)]
         };
-        spread_words(x: &[u8; 16]) -> N = {
-            let x = _mm256_castsi128_si256(_mm_loadu_si128(x.as_ptr().cast()));
-            [
-                _mm256_permutevar8x32_epi32(x, _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1)),
-                _mm256_permutevar8x32_epi32(x, _mm256_setr_epi32(2, 2, 2, 2, 3, 3, 3, 3)),
-            ]
-        };
-        add_quarters(v: [N; 4]) -> N = {
-            macro_rules! two {
-                ($a:expr, $b:expr) => {{
-                    let (a, b) = (_mm256_add_epi32($a[0], $a[1]), _mm256_add_epi32($b[0], $b[1]));
-                    let low = _mm256_permute2x128_si256::<0x20>(a, b);
-                    _mm256_add_epi32(low, _mm256_permute2x128_si256::<0x31>(a, b))
-                }};
-            }
-            [two!(v[0], v[1]), two!(v[2], v[3])]
+        transpose_quarters(v: [N; 4]) -> [N; 4] = {
+            // Quarters 0 and 1 are in the first register of a vector, 2 and 3 in the second.
+            let two = |r: usize, a: usize, b: usize| [
+                _mm256_permute2x128_si256::<0x20>(v[a][r], v[b][r]),
+                _mm256_permute2x128_si256::<0x31>(v[a][r], v[b][r]),
+            ];
+            let (a, b, c, d) = (two(0, 0, 1), two(0, 2, 3), two(1, 0, 1), two(1, 2, 3));
+            [[a[0], b[0]], [a[1], b[1]], [c[0], d[0]], [c[1], d[1]]]
         };
         transpose_lanes(v: F) -> F = {
             // Rows 0 and 1 in one register, 2 and 3 in the other: columns 0 and 2, and 1 and 3.

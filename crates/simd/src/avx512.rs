@@ -86,22 +86,21 @@ impl Isa for Avx512 {
             ]
         };
         transpose_bytes(v: __m512i) -> __m512i = _mm512_shuffle_epi8(v, _mm512_broadcast_i32x4(byte_transposition()));
-        spread_words(x: &[u8; 16]) -> __m512i = _mm512_permutexvar_epi32(
-            _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3),
-            _mm512_castsi128_si512(_mm_loadu_si128(x.as_ptr().cast())),
-        );
-        add_quarters(v: [__m512i; 4]) -> __m512i = {
-            // Quarters 0 + 1 and 2 + 3 of two vectors, then those sums.
-            macro_rules! fold {
-                ($a:expr, $b:expr) => {
-                    _mm512_add_epi32(
-                        _mm512_shuffle_i32x4::<0b10_00_10_00>($a, $b),
-                        _mm512_shuffle_i32x4::<0b11_01_11_01>($a, $b),
-                    )
+        transpose_quarters(v: [__m512i; 4]) -> [__m512i; 4] = {
+            // Quarters 0 and 1, and 2 and 3, of two vectors each; then every other one.
+            macro_rules! pick {
+                ($order:literal, $a:expr, $b:expr) => {
+                    _mm512_shuffle_i32x4::<$order>($a, $b)
                 };
             }
-            let (a, b) = (fold!(v[0], v[1]), fold!(v[2], v[3]));
-            fold!(a, b)
+            let (a, b) = (pick!(0b01_00_01_00, v[0], v[1]), pick!(0b01_00_01_00, v[2], v[3]));
+            let (c, d) = (pick!(0b11_10_11_10, v[0], v[1]), pick!(0b11_10_11_10, v[2], v[3]));
+            [
+                pick!(0b10_00_10_00, a, b),
+                pick!(0b11_01_11_01, a, b),
+                pick!(0b10_00_10_00, c, d),
+                pick!(0b11_01_11_01, c, d),
+            ]
         };
         transpose_lanes(v: __m512) -> __m512 = _mm512_permutexvar_ps(
             _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15),

@@ -185,10 +185,8 @@ pub trait Isa: Copy + Send + Sync + 'static {
     fn load_rows(self, x: &[u8], stride: usize, offset: usize) -> [Self::N; 4];
     /// Four by four bytes of each quarter (four lanes) transposed: byte b of lane l becomes byte l of lane b.
     fn transpose_bytes(self, v: Self::N) -> Self::N;
-    /// All lanes of quarter i are the bytes `x[4 i ..]`.
-    fn spread_words(self, x: &[u8; 16]) -> Self::N;
-    /// Lane `4 j + k` is the sum of the lanes k of vector j's quarters, wrapping.
-    fn add_quarters(self, v: [Self::N; 4]) -> Self::N;
+    /// Four by four quarters transposed: quarter q of vector v becomes quarter v of vector q.
+    fn transpose_quarters(self, v: [Self::N; 4]) -> [Self::N; 4];
     /// Four by four lanes transposed: lane `4 j + k` becomes lane `4 k + j`.
     fn transpose_lanes(self, v: Self::F) -> Self::F;
     /// The low sixteen bits of each lane as IEEE half-precision numbers.

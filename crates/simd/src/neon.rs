@@ -183,12 +183,7 @@ impl<const SDOT: bool> Isa for Arm<SDOT> {
             let order = vld1q_u8([0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15].as_ptr());
             each!(i => vreinterpretq_u32_u8(vqtbl1q_u8(vreinterpretq_u8_u32(v[i]), order)))
         };
-        spread_words(x: &[u8; 16]) -> N = {
-            let x = vreinterpretq_u32_u8(vld1q_u8(x.as_ptr()));
-            [vdupq_laneq_u32::<0>(x), vdupq_laneq_u32::<1>(x), vdupq_laneq_u32::<2>(x), vdupq_laneq_u32::<3>(x)]
-        };
-        add_quarters(v: [N; 4]) -> N =
-            each!(j => vaddq_u32(vaddq_u32(v[j][0], v[j][1]), vaddq_u32(v[j][2], v[j][3])));
+        transpose_quarters(v: [N; 4]) -> [N; 4] = each!(q => [v[0][q], v[1][q], v[2][q], v[3][q]]);
         transpose_lanes(v: F) -> F = {
             let (a, b) = (vtrn1q_f32(v[0], v[1]), vtrn2q_f32(v[0], v[1]));
             let (c, d) = (vtrn1q_f32(v[2], v[3]), vtrn2q_f32(v[2], v[3]));

@@ -243,12 +243,8 @@ impl Isa for Scalar {
         from_fn(|i| i32::from_le_bytes(from_fn(|l| v[i / 4 * 4 + l].to_le_bytes()[i % 4])))
     }
     #[inline(always)]
-    fn spread_words(self, x: &[u8; 16]) -> [i32; 16] {
-        from_fn(|i| i32::from_le_bytes(x.as_chunks().0[i / 4]))
-    }
-    #[inline(always)]
-    fn add_quarters(self, v: [[i32; 16]; 4]) -> [i32; 16] {
-        from_fn(|i| (0..4).fold(0, |sum: i32, quarter| sum.wrapping_add(v[i / 4][4 * quarter + i % 4])))
+    fn transpose_quarters(self, v: [[i32; 16]; 4]) -> [[i32; 16]; 4] {
+        from_fn(|q| from_fn(|i| v[i / 4][4 * q + i % 4]))
     }
     #[inline(always)]
     fn transpose_lanes(self, v: [f32; 16]) -> [f32; 16] {

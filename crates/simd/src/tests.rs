@@ -174,11 +174,13 @@ fn agrees_with_scalar<I: Isa>(isa: I) {
             check("load_rows", lanes(isa, words[j]), bits(Scalar.load_rows(&rows, 18, 1)[j]));
         }
         check("transpose_bytes", lanes(isa, isa.transpose_bytes(vm)), bits(Scalar.transpose_bytes(m)));
-        check("spread_words", lanes(isa, isa.spread_words(&byte)), bits(Scalar.spread_words(&byte)));
         let four: [[i32; 16]; 4] = std::array::from_fn(|_| random.integers());
         let vectors =
             [integers(isa, four[0]), integers(isa, four[1]), integers(isa, four[2]), integers(isa, four[3])];
-        check("add_quarters", lanes(isa, isa.add_quarters(vectors)), bits(Scalar.add_quarters(four)));
+        let (seen, expected) = (isa.transpose_quarters(vectors), Scalar.transpose_quarters(four));
+        for q in 0..4 {
+            check("transpose_quarters", lanes(isa, seen[q]), bits(expected[q]));
+        }
         check("transpose_lanes", unload(isa.transpose_lanes(va)), Scalar.transpose_lanes(a));
         check("low_f16", unload(isa.low_f16(vm)), Scalar.low_f16(m));
         let index = m.map(|m| m & 0x0f0f_0f0f);

@@ -7,7 +7,7 @@ use torque_backend::suite::from_host;
 use torque_backend::{Backend, MatrixData};
 use torque_cpu::Cpu;
 use torque_quant::attend::Part;
-use torque_quant::attend::whole::{Codes, Split, Weights};
+use torque_quant::attend::whole::{Codes, Split, tile, tiled};
 use torque_quant::gemm::Matrix;
 use torque_quant::{FormatOps, SharedKernels};
 use torque_simd::Level;
@@ -94,6 +94,10 @@ pub(super) fn stream(format: &FormatOps, len: usize) -> Bytes {
     for (x, block) in x.chunks_exact(block).zip(unit.chunks_exact_mut(bytes)) {
         (format.encode_rotated)(x, block);
     }
+    let tokens = COLUMNS / HEAD_DIM;
+    if tiled(format.rotation, tokens, HEAD_DIM) {
+        tile(&unit.clone(), bytes, HEAD_DIM / block, &mut unit);
+    }
     Bytes::from(unit.repeat(len / unit.len()))
 }
 
@@ -174,7 +178,7 @@ fn accumulate(setting: &Setting, kernel: &Kernel) -> Work {
     let mut out = vec![0.0; kernel.count * HEAD_DIM];
     let kernels = (setting.format.kernels)(setting.level);
     let accumulate = SharedKernels::of(setting.level).accumulate;
-    let (mut codes, mut room) = (Codes::default(), Weights::default());
+    let (mut codes, mut room) = (Codes::default(), Split::default());
     setting.parts(kernel, move |part| {
         // Sums that grow from run to run would end in infinity.
         out.fill(0.0);

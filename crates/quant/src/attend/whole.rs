@@ -1,16 +1,17 @@
 //! Attention over one page part in whole numbers.
 //!
-//! A part is unpacked once to bytes, sixteen tokens a vector: [`unpack`], the only step that knows a format. Then any
-//! number of queries are multiplied with it, four bytes an instruction.
+//! A part is unpacked once to bytes, sixteen tokens or channels a vector: [`unpack`], the only step that knows a format. Then
+//! any number of queries are multiplied with it, four bytes an instruction.
 //!
 //! ```text
 //! scores      out[i][t] += Σ_d q[i, d]·code[t, d]·scale[t]          lanes are tokens, a lane's four bytes channels
-//! accumulate  out[i][d] += Σ_t (w[i, t]·scale[t])·code[t, d]        a lane's four bytes are tokens
+//! accumulate  out[i][d] += Σ_t (w[i, t]·scale[t])·code[t, d]        lanes are channels, a lane's four bytes tokens
 //! ```
 //!
 //! The other factor, q or w·scale, is rounded to a multiple of its largest magnitude / 32385 and split into two
-//! bytes, `HIGH · high + low`, so that it errs by at most 2⁻¹⁶ of the largest. Sums are exact. Codes are those of the
-//! format, except that levels of a codebook are rounded to bytes: they err by [`Format::CODE_ERROR`].
+//! bytes, `HIGH · high + low`, so that it errs by at most 2⁻¹⁶ of the largest. For [`Format::COARSE`] formats it is rounded to
+//! one byte, 1/254 of the largest. Sums are exact. Codes are those of the format, except that levels of a codebook are
+//! rounded to bytes: they err by [`Format::CODE_ERROR`].
 
 use super::Part;
 use crate::format::{Blocks, Format, Rotation, offset};
@@ -20,8 +21,6 @@ use torque_simd::{Isa, LANES};
 
 /// What a high byte counts: low ones are from −127 to 127.
 const HIGH: i32 = 255;
-/// The largest magnitude of what is split in two bytes.
-const TOP: f32 = (127 * HIGH) as f32;
 
 /// Values of a block that formats hand out at once.
 const RUN: usize = 32;
@@ -32,19 +31,61 @@ const TOKENS_MAX: usize = 512;
 /// A page part of one head, unpacked for [`scores`] or [`accumulate`].
 #[derive(Debug, Default)]
 pub struct Codes {
-    /// `[tokens / 16][head_dim / 4]`: four channels of sixteen tokens, or of four times four tokens.
+    /// Of keys `[tokens / 16][head_dim / 4]`: four channels of sixteen tokens. Of values `[head_dim / 16][tokens / 4]`: four
+    /// tokens of sixteen channels.
     words: Vec<[u8; 64]>,
     /// `[tokens / 16][blocks]` of sixteen tokens.
     scales: Vec<[f32; LANES]>,
     /// Likewise; empty without shifts.
     shifts: Vec<[f32; LANES]>,
+    tokens: usize,
     head_dim: usize,
     /// Channels that share a scale.
     block: usize,
     /// What codes carry.
     offset: i32,
-    /// Whether a word's four channels are four apart: [`Format::STRIDED`].
+    /// Whether four channels that follow each other are four apart: [`Format::STRIDED`].
     strided: bool,
+    /// [`Format::COARSE`].
+    coarse: bool,
+}
+
+/// Whether attention in whole numbers takes so many tokens.
+fn whole_vectors(tokens: usize) -> bool {
+    tokens.is_multiple_of(LANES) && tokens <= TOKENS_MAX
+}
+
+/// Whether a part of a format with that rotation lies in tiles: sixteen tokens' blocks of one rotation group, first their sixteen
+/// scales (f16), then their first four bytes, their next four and so on. So what is in the lanes of a vector is together in
+/// memory. Other parts, those of unusual heads among them, hold a token's blocks one after the other.
+pub fn tiled(rotation: Rotation, tokens: usize, head_dim: usize) -> bool {
+    rotation == Rotation::Head && matches!(rotate::group(head_dim), 64 | 128) && whole_vectors(tokens)
+}
+
+/// Copies a part of blocks of `block_bytes`, `blocks` a token, to tiles.
+pub fn tile(part: &[u8], block_bytes: usize, blocks: usize, tiles: &mut [u8]) {
+    for_tiles(part.len(), block_bytes, blocks, |block, tile, bytes| {
+        tiles[tile..][..bytes].copy_from_slice(&part[block..][..bytes]);
+    });
+}
+
+/// The inverse of [`tile`].
+pub fn untile(tiles: &[u8], block_bytes: usize, blocks: usize, part: &mut [u8]) {
+    for_tiles(part.len(), block_bytes, blocks, |block, tile, bytes| {
+        part[block..][..bytes].copy_from_slice(&tiles[tile..][..bytes]);
+    });
+}
+
+/// Calls `copy` with where a run of bytes is in a part and in its tiles, and how many they are.
+fn for_tiles(len: usize, block_bytes: usize, blocks: usize, mut copy: impl FnMut(usize, usize, usize)) {
+    for i in 0..len / block_bytes {
+        let (token, block, from) = (i / blocks, i % blocks, i * block_bytes);
+        let (tile, lane) = ((token / LANES * blocks + block) * LANES * block_bytes, token % LANES);
+        copy(from, tile + 2 * lane, 2);
+        for word in 0..(block_bytes - 2) / 4 {
+            copy(from + 2 + 4 * word, tile + 2 * LANES + 4 * (LANES * word + lane), 4);
+        }
+    }
 }
 
 /// Unpacks a part for [`scores`], or for [`accumulate`] if it holds `VALUES`. Says no, and does nothing, where it
@@ -60,17 +101,18 @@ pub fn unpack<F: Format, I: Isa, const VALUES: bool>(
         return false;
     }
     let (block, usual) = match F::ROTATION {
-        Rotation::Head => (rotate::group(head_dim), matches!(rotate::group(head_dim), 64 | 128)),
-        _ => (F::BLOCK, head_dim.is_multiple_of(F::BLOCK)),
+        Rotation::Head => (rotate::group(head_dim), tiled(F::ROTATION, tokens, head_dim)),
+        _ => (F::BLOCK, head_dim.is_multiple_of(F::BLOCK) && whole_vectors(tokens)),
     };
-    if !usual || !tokens.is_multiple_of(LANES) || tokens > TOKENS_MAX {
+    if !usual {
         return false;
     }
     let blocks = head_dim / block;
     let token_bytes = part.len() / tokens.max(1);
     let block_bytes = token_bytes / blocks;
     assert_eq!(part.len(), tokens * blocks * block_bytes, "{}: a whole part", F::NAME);
-    (out.head_dim, out.block, out.strided) = (head_dim, block, F::STRIDED);
+    (out.tokens, out.head_dim, out.block) = (tokens, head_dim, block);
+    (out.strided, out.coarse) = (F::STRIDED, F::COARSE);
     out.offset = const { offset::<F, I>() };
     let (words, groups) = (head_dim / 4, tokens / LANES);
     // Lines of what is next to ask for with each group.
@@ -81,13 +123,17 @@ pub fn unpack<F: Format, I: Isa, const VALUES: bool>(
     isa.run(
         #[inline(always)]
         || {
-            let of_groups = out.words.chunks_exact_mut(words).zip(part.chunks_exact(LANES * token_bytes));
-            for (g, (words, part)) in of_groups.enumerate() {
+            for (g, part) in part.chunks_exact(LANES * token_bytes).enumerate() {
                 for line in g * lines..(g + 1) * lines {
                     isa.prefetch(next, 64 * line);
                 }
-                for (b, words) in words.chunks_exact_mut(block / 4).enumerate() {
-                    let rows = Blocks::new(&part[b * block_bytes..], token_bytes, block_bytes);
+                for b in 0..blocks {
+                    let rows = match F::ROTATION {
+                        Rotation::Head => {
+                            Blocks::tile(&part[LANES * b * block_bytes..][..LANES * block_bytes])
+                        }
+                        _ => Blocks::new(&part[b * block_bytes..], token_bytes, block_bytes),
+                    };
                     F::row_affines(
                         isa,
                         rows,
@@ -105,9 +151,25 @@ pub fn unpack<F: Format, I: Isa, const VALUES: bool>(
                         0,
                         #[inline(always)]
                         |run, codes| {
-                            for j in 0..RUN / 4 {
-                                let codes = if VALUES { isa.transpose_bytes(codes[j]) } else { codes[j] };
-                                isa.store_n(codes, &mut words[run * (RUN / 4) + j]);
+                            let first = b * block + run * RUN;
+                            if !VALUES {
+                                let words = &mut out.words[g * words + first / 4..][..RUN / 4];
+                                for j in 0..RUN / 4 {
+                                    isa.store_n(codes[j], &mut words[j]);
+                                }
+                                return;
+                            }
+                            for half in 0..2 {
+                                let mut four = [codes[0]; 4];
+                                for j in 0..4 {
+                                    four[j] = isa.transpose_bytes(codes[4 * half + j]);
+                                }
+                                let four = isa.transpose_quarters(four);
+                                let words =
+                                    &mut out.words[(first / LANES + half) * (tokens / 4) + 4 * g..][..4];
+                                for j in 0..4 {
+                                    isa.store_n(four[j], &mut words[j]);
+                                }
                             }
                         },
                     );
@@ -118,18 +180,29 @@ pub fn unpack<F: Format, I: Isa, const VALUES: bool>(
     true
 }
 
-/// Numbers split into two bytes each.
+/// Numbers rounded, and split into one byte or two.
 #[derive(Debug, Default)]
 pub struct Split {
-    /// `[rows, width]`.
-    high: Vec<u8>,
-    low: Vec<u8>,
+    /// `[rows][bytes][width]`: high bytes before low ones.
+    bytes: Vec<u8>,
     /// `[rows, width / block]`: sums of the numbers that the bytes stand for, in units.
     totals: Vec<i32>,
     /// `[rows]`: what one unit is.
     units: Vec<f32>,
-    /// Values of a block and whether their order is that of [`Format::STRIDED`]; none if nothing is split.
-    layout: Option<(usize, bool)>,
+    layout: Option<Layout>,
+}
+
+/// How rows are split.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Layout {
+    /// Values of a row.
+    width: usize,
+    /// Values whose sums are wanted: a multiple of 16.
+    block: usize,
+    /// Whether sixteen numbers are stored in the order of [`Format::STRIDED`].
+    strided: bool,
+    /// Whether they are rounded to one byte.
+    coarse: bool,
 }
 
 impl Split {
@@ -138,200 +211,250 @@ impl Split {
         self.layout = None;
     }
 
-    /// Splits rows of `width` numbers, blocks of a multiple of 16. If `strided`, sixteen numbers are stored in the
-    /// order of [`Format::STRIDED`].
+    /// Splits what `value` makes of sixteen numbers of x, given the place of the sixteen in their row.
     #[inline(always)]
-    fn rows<I: Isa>(&mut self, isa: I, x: &[f32], width: usize, block: usize, strided: bool) {
-        let (rows, blocks) = (x.len() / width, width / block);
-        self.high.resize(rows * width, 0);
-        self.low.resize(rows * width, 0);
+    fn rows<I: Isa>(
+        &mut self,
+        isa: I,
+        x: &[f32],
+        layout: Layout,
+        value: impl Fn(&[f32; LANES], usize) -> I::F,
+    ) {
+        if layout.coarse {
+            self.split::<I, 1>(isa, x, layout, value);
+        } else {
+            self.split::<I, 2>(isa, x, layout, value);
+        }
+        self.layout = Some(layout);
+    }
+
+    #[inline(always)]
+    fn split<I: Isa, const BYTES: usize>(
+        &mut self,
+        isa: I,
+        x: &[f32],
+        Layout { width, block, strided, .. }: Layout,
+        value: impl Fn(&[f32; LANES], usize) -> I::F,
+    ) {
+        let (rows, blocks, chunks) = (x.len() / width, width / block, block / LANES);
+        self.bytes.resize(rows * BYTES * width, 0);
         self.totals.resize(rows * blocks, 0);
         self.units.resize(rows, 0.0);
-        for (r, x) in x.chunks_exact(width).enumerate() {
+        let bytes = self.bytes.chunks_exact_mut(BYTES * width);
+        let of_rows =
+            x.chunks_exact(width).zip(bytes).zip(self.totals.chunks_exact_mut(blocks)).zip(&mut self.units);
+        for (((x, bytes), totals), to_unit) in of_rows {
             let x = x.as_chunks().0;
             let mut largest = isa.splat(0.0);
-            for x in x {
-                largest = isa.max(largest, magnitude(isa, isa.load(x)));
+            for (i, x) in x.iter().enumerate() {
+                largest = isa.max(largest, magnitude(isa, value(x, i)));
             }
-            let (unit, inverse) = unit(isa.max_lane(largest), TOP);
-            self.units[r] = unit;
-            let bytes = r * width..(r + 1) * width;
-            let high = self.high[bytes.clone()].chunks_exact_mut(block);
-            let low = self.low[bytes].chunks_exact_mut(block);
-            let of_blocks = x.chunks_exact(block / LANES).zip(high).zip(low);
-            for (((x, high), low), to) in of_blocks.zip(&mut self.totals[r * blocks..]) {
+            let top = if BYTES == 1 { 127 } else { 127 * HIGH };
+            let (unit, inverse) = unit(isa.max_lane(largest), top as f32);
+            *to_unit = unit;
+            let (high, low) = bytes.split_at_mut(width);
+            let (high, low) = (high.as_chunks_mut().0, low.as_chunks_mut().0);
+            for (b, to) in totals.iter_mut().enumerate() {
                 let mut total = isa.splat(0.0);
-                for ((x, to_high), to_low) in x.iter().zip(high.as_chunks_mut().0).zip(low.as_chunks_mut().0)
-                {
-                    let x = isa.to_f32(isa.round(isa.mul(isa.load(x), isa.splat(inverse))));
+                for i in b * chunks..(b + 1) * chunks {
+                    let whole = isa.round(isa.mul(value(&x[i], i), isa.splat(inverse)));
+                    let x = isa.to_f32(whole);
                     total = isa.add(total, x);
-                    let high = isa.to_f32(isa.round(isa.mul(x, isa.splat(1.0 / HIGH as f32))));
-                    let low = isa.fma(high, isa.splat(-HIGH as f32), x);
-                    (*to_high, *to_low) = (isa.narrow(isa.round(high)), isa.narrow(isa.round(low)));
-                    if strided {
-                        (*to_high, *to_low) = (transposed(*to_high), transposed(*to_low));
+                    if BYTES == 1 {
+                        high[i] = ordered(isa.narrow(whole), strided);
+                    } else {
+                        let whole = isa.round(isa.mul(x, isa.splat(1.0 / HIGH as f32)));
+                        let rest = isa.fma(isa.to_f32(whole), isa.splat(-HIGH as f32), x);
+                        high[i] = ordered(isa.narrow(whole), strided);
+                        low[i] = ordered(isa.narrow(isa.round(rest)), strided);
                     }
                 }
                 *to = isa.sum(total) as i32;
             }
         }
     }
+
+    /// Bytes `from .. from + 4 · words` of a row, in fours.
+    #[inline(always)]
+    fn words<const BYTES: usize>(
+        &self,
+        row: usize,
+        byte: usize,
+        width: usize,
+        from: usize,
+        words: usize,
+    ) -> &[[u8; 4]] {
+        self.bytes[(row * BYTES + byte) * width + from..][..4 * words].as_chunks().0
+    }
 }
 
-/// Four by four.
+/// Sixteen numbers, transposed four by four if strided.
 #[inline(always)]
-fn transposed(x: [u8; 16]) -> [u8; 16] {
+fn ordered(x: [u8; 16], strided: bool) -> [u8; 16] {
     let mut out = x;
-    for i in 0..16 {
-        out[i] = x[i % 4 * 4 + i / 4];
+    if strided {
+        for i in 0..16 {
+            out[i] = x[i % 4 * 4 + i / 4];
+        }
     }
     out
 }
 
-/// `255 · high + low` of whole sums.
+/// Calls `tile::<I, BYTES, Q, G>(…, [query, group])` for all queries and groups of sixteen lanes, Q and G at a time: as many
+/// sums as registers hold.
+macro_rules! tiles {
+    ($isa:ident: $I:ident, $coarse:expr, $queries:expr, $groups:expr, $tile:ident($($argument:expr),*)) => {
+        match (const { $I::TILE.0 * $I::TILE.1 }, $coarse) {
+            (16, true) => tiles!(@ 1, [1, 2, 4], 4, $isa: $I, $queries, $groups, $tile($($argument),*)),
+            (16, false) => tiles!(@ 2, [1, 2, 2], 4, $isa: $I, $queries, $groups, $tile($($argument),*)),
+            (_, true) => tiles!(@ 1, [1, 2, 4], 1, $isa: $I, $queries, $groups, $tile($($argument),*)),
+            (_, false) => tiles!(@ 2, [1, 2, 2], 1, $isa: $I, $queries, $groups, $tile($($argument),*)),
+        }
+    };
+    (@ $bytes:literal, [$one:literal, $two:literal, $most:literal], $wide:literal, $isa:ident: $I:ident, $queries:expr,
+        $groups:expr, $tile:ident($($argument:expr),*)) => {
+        for i in (0..$queries).step_by($most) {
+            let mut g = 0;
+            while g < $groups {
+                let wide = $groups - g >= $wide;
+                match ($queries - i, wide) {
+                    ($one, true) => $tile::<$I, $bytes, $one, $wide>($isa, $($argument,)* [i, g]),
+                    ($one, false) => $tile::<$I, $bytes, $one, 1>($isa, $($argument,)* [i, g]),
+                    ($two, true) => $tile::<$I, $bytes, $two, $wide>($isa, $($argument,)* [i, g]),
+                    ($two, false) => $tile::<$I, $bytes, $two, 1>($isa, $($argument,)* [i, g]),
+                    (_, true) => $tile::<$I, $bytes, $most, $wide>($isa, $($argument,)* [i, g]),
+                    (_, false) => $tile::<$I, $bytes, $most, 1>($isa, $($argument,)* [i, g]),
+                }
+                g += if wide { $wide } else { 1 };
+            }
+        }
+    };
+}
+
+/// Whole sums of G vectors of codes and Q rows of as many words, without what the codes' offset adds.
 #[inline(always)]
-fn joined<I: Isa>(isa: I, high: I::N, low: I::N) -> I::N {
-    isa.add_n(isa.sub_n(isa.shl::<8>(high), high), low)
+fn sums<I: Isa, const BYTES: usize, const Q: usize, const G: usize>(
+    isa: I,
+    codes: [&[[u8; 64]]; G],
+    rows: [[&[[u8; 4]]; BYTES]; Q],
+    offsets: [i32; Q],
+) -> [[I::F; G]; Q] {
+    let mut sums = [[[isa.splat_n(0); G]; BYTES]; Q];
+    let words = codes[0].len();
+    for j in 0..G {
+        assert_eq!(codes[j].len(), words);
+    }
+    for i in 0..Q {
+        for byte in 0..BYTES {
+            assert_eq!(rows[i][byte].len(), words);
+        }
+    }
+    for w in 0..words {
+        for j in 0..G {
+            let codes = isa.load_n(&codes[j][w]);
+            for i in 0..Q {
+                for byte in 0..BYTES {
+                    let factor = isa.splat_n(i32::from_le_bytes(rows[i][byte][w]));
+                    sums[i][byte][j] = isa.dot4_wide(sums[i][byte][j], codes, factor);
+                }
+            }
+        }
+    }
+    let mut out = [[isa.splat(0.0); G]; Q];
+    for i in 0..Q {
+        for j in 0..G {
+            // Sums with the offset may wrap, and what they are without it does not.
+            let mut whole = sums[i][0][j];
+            if BYTES == 2 {
+                whole = isa.add_n(isa.sub_n(isa.shl::<8>(whole), whole), sums[i][BYTES - 1][j]);
+            }
+            out[i][j] = isa.to_f32(isa.sub_n(whole, isa.splat_n(offsets[i])));
+        }
+    }
+    out
 }
 
 /// `out[i * tokens + t] = Σ_d q[i * head_dim + d] k[t, d]`, neither scaled nor masked, for keys that are unpacked.
 /// `split` is that of these queries, or [clear](Split::clear).
 pub fn scores<I: Isa>(isa: I, keys: &Codes, q: &[f32], split: &mut Split, out: &mut [f32]) {
-    let queries = q.len() / keys.head_dim;
-    let tokens = keys.words.len() / (keys.head_dim / 4) * LANES;
+    let (queries, tokens) = (q.len() / keys.head_dim, keys.tokens);
     assert_eq!((q.len(), out.len()), (queries * keys.head_dim, queries * tokens), "shapes of q and out");
+    let layout =
+        Layout { width: keys.head_dim, block: keys.block, strided: keys.strided, coarse: keys.coarse };
     isa.run(
         #[inline(always)]
         || {
-            let layout = Some((keys.block, keys.strided));
-            if split.layout != layout {
-                split.rows(isa, q, keys.head_dim, keys.block, keys.strided);
-                split.layout = layout;
+            if split.layout != Some(layout) {
+                split.rows(
+                    isa,
+                    q,
+                    layout,
+                    #[inline(always)]
+                    |x, _| isa.load(x),
+                );
             }
-            let groups = tokens / LANES;
-            let blocks = keys.head_dim / keys.block;
-            // Sixteen tokens in some vectors and some queries: as many sums as registers hold.
-            match const { I::TILE.0 * I::TILE.1 } {
-                16 => {
-                    for i in (0..queries).step_by(4) {
-                        for g in (0..groups).step_by(2) {
-                            match (queries - i, groups - g) {
-                                (1, 1) => {
-                                    score_tile::<I, 1, 1>(isa, keys, split, blocks, [i, g], tokens, out)
-                                }
-                                (1, _) => {
-                                    score_tile::<I, 1, 2>(isa, keys, split, blocks, [i, g], tokens, out)
-                                }
-                                (2, 1) => {
-                                    score_tile::<I, 2, 1>(isa, keys, split, blocks, [i, g], tokens, out)
-                                }
-                                (2, _) => {
-                                    score_tile::<I, 2, 2>(isa, keys, split, blocks, [i, g], tokens, out)
-                                }
-                                (_, 1) => {
-                                    score_tile::<I, 4, 1>(isa, keys, split, blocks, [i, g], tokens, out)
-                                }
-                                _ => score_tile::<I, 4, 2>(isa, keys, split, blocks, [i, g], tokens, out),
-                            }
-                        }
-                    }
-                }
-                _ => {
-                    for i in (0..queries).step_by(2) {
-                        for g in 0..groups {
-                            match queries - i {
-                                1 => score_tile::<I, 1, 1>(isa, keys, split, blocks, [i, g], tokens, out),
-                                _ => score_tile::<I, 2, 1>(isa, keys, split, blocks, [i, g], tokens, out),
-                            }
-                        }
-                    }
-                }
-            }
+            tiles!(isa: I, keys.coarse, queries, tokens / LANES, score_tile(keys, split, out));
         },
     );
 }
 
-/// Q queries from the i-th on, and G times sixteen tokens. Missing queries repeat the last one.
+/// Q queries and G times sixteen tokens, from those on. Missing queries repeat the last one.
 #[inline(always)]
-fn score_tile<I: Isa, const Q: usize, const G: usize>(
+fn score_tile<I: Isa, const BYTES: usize, const Q: usize, const G: usize>(
     isa: I,
     keys: &Codes,
     split: &Split,
-    blocks: usize,
-    [first, g]: [usize; 2],
-    tokens: usize,
     out: &mut [f32],
+    [first, g]: [usize; 2],
 ) {
-    let (dim, width) = (keys.head_dim, keys.block / 4);
+    let (dim, words, blocks) = (keys.head_dim, keys.block / 4, keys.head_dim / keys.block);
     let queries = split.units.len();
-    let mut high: [&[[u8; 4]]; Q] = [&[]; Q];
-    let mut low: [&[[u8; 4]]; Q] = [&[]; Q];
-    let mut units = [0.0; Q];
-    let mut totals: [&[i32]; Q] = [&[]; Q];
-    for i in 0..Q {
-        let row = (first + i).min(queries - 1);
-        high[i] = &split.high[row * dim..][..dim].as_chunks().0[..dim / 4];
-        low[i] = &split.low[row * dim..][..dim].as_chunks().0[..dim / 4];
-        totals[i] = &split.totals[row * blocks..][..blocks];
-        units[i] = split.units[row];
-    }
-    let mut words: [&[[u8; 64]]; G] = [&[]; G];
-    for j in 0..G {
-        words[j] = &keys.words[(g + j) * (dim / 4)..][..dim / 4];
-    }
-    let mut sums = [[isa.splat(0.0); G]; Q];
+    let mut results = [[isa.splat(0.0); G]; Q];
     for b in 0..blocks {
-        let mut highs = [[isa.splat_n(0); G]; Q];
-        let mut lows = [[isa.splat_n(0); G]; Q];
-        for w in b * width..(b + 1) * width {
-            for j in 0..G {
-                let codes = isa.load_n(&words[j][w]);
-                for i in 0..Q {
-                    let (high, low) = (i32::from_le_bytes(high[i][w]), i32::from_le_bytes(low[i][w]));
-                    highs[i][j] = isa.dot4_wide(highs[i][j], codes, isa.splat_n(high));
-                    lows[i][j] = isa.dot4_wide(lows[i][j], codes, isa.splat_n(low));
-                }
-            }
+        let mut codes: [&[[u8; 64]]; G] = [&[]; G];
+        for j in 0..G {
+            codes[j] = &keys.words[(g + j) * (dim / 4) + b * words..][..words];
         }
+        let mut rows: [[&[[u8; 4]]; BYTES]; Q] = [[&[]; BYTES]; Q];
+        let (mut offsets, mut totals) = ([0; Q], [0; Q]);
         for i in 0..Q {
-            let total = totals[i][b];
+            let row = (first + i).min(queries - 1);
+            for byte in 0..BYTES {
+                rows[i][byte] = split.words::<BYTES>(row, byte, dim, b * keys.block, words);
+            }
+            totals[i] = split.totals[row * blocks + b];
+            offsets[i] = keys.offset.wrapping_mul(totals[i]);
+        }
+        let sums = sums::<I, BYTES, Q, G>(isa, codes, rows, offsets);
+        for i in 0..Q {
+            let unit = split.units[(first + i).min(queries - 1)];
             for j in 0..G {
-                let whole = joined(isa, highs[i][j], lows[i][j]);
-                let whole = isa.to_f32(isa.sub_n(whole, isa.splat_n(keys.offset.wrapping_mul(total))));
-                let scale = isa.mul(isa.load(&keys.scales[(g + j) * blocks + b]), isa.splat(units[i]));
-                sums[i][j] = isa.fma(whole, scale, sums[i][j]);
+                let scale = isa.mul(isa.load(&keys.scales[(g + j) * blocks + b]), isa.splat(unit));
+                results[i][j] = isa.fma(sums[i][j], scale, results[i][j]);
                 if !keys.shifts.is_empty() {
                     let shift = isa.load(&keys.shifts[(g + j) * blocks + b]);
-                    sums[i][j] = isa.fma(shift, isa.splat(units[i] * total as f32), sums[i][j]);
+                    results[i][j] = isa.fma(shift, isa.splat(unit * totals[i] as f32), results[i][j]);
                 }
             }
         }
     }
     for i in 0..Q.min(queries - first) {
         for j in 0..G {
-            let out = &mut out[(first + i) * tokens + (g + j) * LANES..];
-            isa.store(sums[i][j], out.first_chunk_mut().expect("sixteen scores"));
+            let out = &mut out[(first + i) * keys.tokens + (g + j) * LANES..];
+            isa.store(results[i][j], out.first_chunk_mut().expect("sixteen scores"));
         }
     }
 }
 
-/// What [`accumulate`] works in.
-#[derive(Debug, Default)]
-pub struct Weights {
-    scaled: Vec<f32>,
-    split: Split,
-    /// `[queries, tokens / 16]`: high and low bytes of sixteen tokens as the codes meet them.
-    spread: Vec<[[u8; 64]; 2]>,
-}
-
-/// Queries whose weights are laid out at once, so that they stay in the first-level cache.
+/// Queries whose weights are split at once, so that they stay in the first-level cache.
 const QUERIES: usize = 16;
 
 /// `out[i * head_dim + d] += Σ_t weights[i * tokens + t] v[t, d]`, for values that are unpacked, with room to work in.
-pub fn accumulate<I: Isa>(isa: I, values: &Codes, weights: &[f32], room: &mut Weights, out: &mut [f32]) {
-    let dim = values.head_dim;
-    let (queries, tokens) = (out.len() / dim, values.words.len() / (dim / 4) * LANES);
+pub fn accumulate<I: Isa>(isa: I, values: &Codes, weights: &[f32], room: &mut Split, out: &mut [f32]) {
+    let (dim, tokens) = (values.head_dim, values.tokens);
+    let queries = out.len() / dim;
     assert_eq!((out.len(), weights.len()), (queries * dim, queries * tokens), "shapes of out and weights");
+    let layout = Layout { width: tokens, block: tokens, strided: false, coarse: values.coarse };
     let blocks = dim / values.block;
     let chunks = weights.chunks(QUERIES * tokens).zip(out.chunks_mut(QUERIES * dim));
     isa.run(
@@ -339,101 +462,54 @@ pub fn accumulate<I: Isa>(isa: I, values: &Codes, weights: &[f32], room: &mut We
         || {
             for (weights, out) in chunks {
                 for b in 0..blocks {
-                    room.scale(isa, values, weights, tokens, b);
-                    let queries = out.len() / dim;
-                    for d in (b * values.block..(b + 1) * values.block).step_by(LANES) {
-                        match const { I::TILE.0 * I::TILE.1 } {
-                            16 => {
-                                for i in (0..queries).step_by(2) {
-                                    match queries - i {
-                                        1 => {
-                                            value_tile::<I, 1>(isa, values, room, tokens / LANES, [i, d], out)
-                                        }
-                                        _ => {
-                                            value_tile::<I, 2>(isa, values, room, tokens / LANES, [i, d], out)
-                                        }
-                                    }
-                                }
-                            }
-                            _ => {
-                                for i in 0..queries {
-                                    value_tile::<I, 1>(isa, values, room, tokens / LANES, [i, d], out);
-                                }
-                            }
-                        }
-                    }
+                    room.rows(
+                        isa,
+                        weights,
+                        layout,
+                        #[inline(always)]
+                        |x, g| isa.mul(isa.load(x), isa.load(&values.scales[g * blocks + b])),
+                    );
+                    let (room, queries) = (&*room, out.len() / dim);
+                    tiles!(isa: I, values.coarse, queries, values.block / LANES, value_tile(values, room, b, out));
                 }
             }
         },
     );
 }
 
-impl Weights {
-    /// Weights times the scales of block b, split and laid out as codes meet them.
-    #[inline(always)]
-    fn scale<I: Isa>(&mut self, isa: I, values: &Codes, weights: &[f32], tokens: usize, b: usize) {
-        let blocks = values.head_dim / values.block;
-        self.scaled.resize(weights.len(), 0.0);
-        let rows = weights.chunks_exact(tokens).zip(self.scaled.chunks_exact_mut(tokens));
-        for (weights, scaled) in rows {
-            let vectors = weights.as_chunks().0.iter().zip(scaled.as_chunks_mut().0).enumerate();
-            for (g, (weights, scaled)) in vectors {
-                isa.store(isa.mul(isa.load(weights), isa.load(&values.scales[g * blocks + b])), scaled);
-            }
-        }
-        self.split.rows(isa, &self.scaled, tokens, tokens, false);
-        self.spread.resize(weights.len() / LANES, [[0; 64]; 2]);
-        for (g, spread) in self.spread.iter_mut().enumerate() {
-            let bytes = [&self.split.high, &self.split.low];
-            for (bytes, spread) in bytes.into_iter().zip(spread) {
-                let bytes = bytes[g * LANES..].first_chunk().expect("sixteen tokens");
-                isa.store_n(isa.spread_words(bytes), spread);
-            }
-        }
-    }
-}
-
-/// Q queries from the i-th on, and sixteen channels.
+/// Q queries and G times sixteen channels, from those on. Missing queries repeat the last one.
 #[inline(always)]
-fn value_tile<I: Isa, const Q: usize>(
+fn value_tile<I: Isa, const BYTES: usize, const Q: usize, const G: usize>(
     isa: I,
     values: &Codes,
-    room: &Weights,
-    groups: usize,
-    [first, d]: [usize; 2],
+    room: &Split,
+    b: usize,
     out: &mut [f32],
+    [first, g]: [usize; 2],
 ) {
-    let words = values.head_dim / 4;
-    let mut spread: [&[[[u8; 64]; 2]]; Q] = [&[]; Q];
-    for i in 0..Q {
-        spread[i] = &room.spread[(first + i) * groups..][..groups];
+    let (dim, tokens, words) = (values.head_dim, values.tokens, values.tokens / 4);
+    let queries = room.units.len();
+    let g = b * values.block / LANES + g;
+    let mut codes: [&[[u8; 64]]; G] = [&[]; G];
+    for j in 0..G {
+        codes[j] = &values.words[(g + j) * words..][..words];
     }
-    let mut highs = [[isa.splat_n(0); 4]; Q];
-    let mut lows = [[isa.splat_n(0); 4]; Q];
-    let codes = &values.words[d / 4..];
-    for g in 0..groups {
-        let codes: &[[u8; 64]; 4] = codes[g * words..].first_chunk().expect("sixteen channels");
-        for i in 0..Q {
-            let (high, low) = (isa.load_n(&spread[i][g][0]), isa.load_n(&spread[i][g][1]));
-            for j in 0..4 {
-                let codes = isa.load_n(&codes[j]);
-                highs[i][j] = isa.dot4_wide(highs[i][j], codes, high);
-                lows[i][j] = isa.dot4_wide(lows[i][j], codes, low);
-            }
-        }
-    }
+    let mut rows: [[&[[u8; 4]]; BYTES]; Q] = [[&[]; BYTES]; Q];
+    let mut offsets = [0; Q];
     for i in 0..Q {
-        let mut whole = [isa.splat_n(0); 4];
-        for j in 0..4 {
-            whole[j] = joined(isa, highs[i][j], lows[i][j]);
+        let row = (first + i).min(queries - 1);
+        for byte in 0..BYTES {
+            rows[i][byte] = room.words::<BYTES>(row, byte, tokens, 0, words);
         }
-        // Sums with the codes' offset may wrap, and what they are without it does not.
-        let offset = isa.splat_n(values.offset.wrapping_mul(room.split.totals[first + i]));
-        let mut sums = isa.to_f32(isa.sub_n(isa.add_quarters(whole), offset));
-        if values.strided {
-            sums = isa.transpose_lanes(sums);
+        offsets[i] = values.offset.wrapping_mul(room.totals[row]);
+    }
+    let sums = sums::<I, BYTES, Q, G>(isa, codes, rows, offsets);
+    for i in 0..Q.min(queries - first) {
+        let unit = isa.splat(room.units[first + i]);
+        for j in 0..G {
+            let sum = if values.strided { isa.transpose_lanes(sums[i][j]) } else { sums[i][j] };
+            let out = out[(first + i) * dim + (g + j) * LANES..].first_chunk_mut().expect("sixteen channels");
+            isa.store(isa.fma(sum, unit, isa.load(out)), out);
         }
-        let out = out[(first + i) * values.head_dim + d..].first_chunk_mut().expect("sixteen channels");
-        isa.store(isa.fma(sums, isa.splat(room.split.units[first + i]), isa.load(out)), out);
     }
 }

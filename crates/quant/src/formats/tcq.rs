@@ -286,12 +286,10 @@ impl<const K: usize, const STATES: usize> Trellis<K, STATES> {
         for run in 0..runs {
             // K words hold 32 values, whose last states end in the next word.
             let zero = isa.splat_n(0);
-            let words = if run + 1 < runs {
-                blocks.words(isa, 2 + 4 * K * run)
-            } else {
-                let w = blocks.words(isa, blocks.block_bytes() - 16);
-                if K == 3 { [w[1], w[2], w[3], zero] } else { [w[2], w[3], zero, zero] }
-            };
+            let mut words = [zero; 4];
+            for (i, word) in words.iter_mut().enumerate().take(K + usize::from(run + 1 < runs)) {
+                *word = blocks.tile_word(isa, K * run + i);
+            }
             let mut codes = [zero; 8];
             for j in 0..8 {
                 // The states of four values, 3 K + L bits.
@@ -367,6 +365,7 @@ macro_rules! trellis_format {
             const WEIGHTS: bool = false;
             const WIDE: bool = true;
             const PART: usize = 128;
+            const COARSE: bool = true;
             const KV: bool = true;
 
             fn encode(x: &[f32], block: &mut [u8]) {
@@ -400,7 +399,7 @@ macro_rules! trellis_format {
 
             #[inline(always)]
             fn row_affines<I: Isa>(isa: I, blocks: Blocks<'_>, mut put: impl FnMut(usize, I::F, I::F)) {
-                put(0, isa.low_f16(blocks.words(isa, 0)[0]), isa.splat(0.0));
+                put(0, blocks.tile_scales(isa), isa.splat(0.0));
             }
 
             #[inline(always)]

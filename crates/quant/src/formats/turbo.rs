@@ -151,15 +151,7 @@ const fn byte_levels<const N: usize>(book: &Codebook<N>) -> ByteLevels {
 /// Scales of [`byte_levels`].
 #[inline(always)]
 fn row_scales<I: Isa, const N: usize>(isa: I, book: &Codebook<N>, top: f32, blocks: Blocks<'_>) -> I::F {
-    isa.mul(isa.low_f16(blocks.words(isa, 0)[0]), isa.splat(book.levels[N - 1] / top))
-}
-
-/// Words of two-bit fields: [`put2`] for sixteen values each, of groups of 64 or 128.
-#[inline(always)]
-fn row_pairs<I: Isa>(isa: I, blocks: Blocks<'_>, group: usize) -> [I::N; 8] {
-    let first = blocks.words(isa, 2);
-    let last = if group == 128 { blocks.words(isa, 18) } else { first };
-    [first[0], first[1], first[2], first[3], last[0], last[1], last[2], last[3]]
+    isa.mul(blocks.tile_scales(isa), isa.splat(book.levels[N - 1] / top))
 }
 
 impl Format for Turbo2 {
@@ -176,6 +168,7 @@ impl Format for Turbo2 {
     const PART: usize = 128;
     const STRIDED: bool = true;
     const CODE_ERROR: f32 = byte_levels(&TURBO2).error;
+    const COARSE: bool = true;
     const KV: bool = true;
 
     fn encode(x: &[f32], block: &mut [u8]) {
@@ -217,12 +210,11 @@ impl Format for Turbo2 {
 
     #[inline(always)]
     fn row_codes<I: Isa>(isa: I, blocks: Blocks<'_>, _: usize, mut put: impl FnMut(usize, &[I::N])) {
-        let group = values(blocks.block_bytes(), 2);
-        let low = row_pairs(isa, blocks, group);
-        for run in 0..group / 32 {
+        for run in 0..values(blocks.block_bytes(), 2) / 32 {
+            let low = [blocks.tile_word(isa, 2 * run), blocks.tile_word(isa, 2 * run + 1)];
             let mut codes = [low[0]; 8];
             for j in 0..8 {
-                let pair = isa.shr_by(low[2 * run + j / 4], 2 * (j as u32 % 4));
+                let pair = isa.shr_by(low[j / 4], 2 * (j as u32 % 4));
                 let code = isa.and(pair, isa.splat_n(0x0303_0303));
                 codes[j] =
                     isa.lookup_bytes(&const { level_bytes(byte_levels(&TURBO2).levels, I::BIAS) }, code);
@@ -254,6 +246,7 @@ impl Format for Turbo3 {
     const PART: usize = 128;
     const STRIDED: bool = true;
     const CODE_ERROR: f32 = byte_levels(&TURBO3).error;
+    const COARSE: bool = true;
     const KV: bool = true;
 
     fn encode(x: &[f32], block: &mut [u8]) {
@@ -299,11 +292,9 @@ impl Format for Turbo3 {
     #[inline(always)]
     fn row_codes<I: Isa>(isa: I, blocks: Blocks<'_>, _: usize, mut put: impl FnMut(usize, &[I::N])) {
         let group = values(blocks.block_bytes(), 3);
-        let low = row_pairs(isa, blocks, group);
-        // The last bytes of the block: of groups of 64, half of them.
-        let high = blocks.words(isa, blocks.block_bytes() - 16);
         for run in 0..group / 32 {
-            let bits = high[4 - group / 32 + run];
+            let low = [blocks.tile_word(isa, 2 * run), blocks.tile_word(isa, 2 * run + 1)];
+            let bits = blocks.tile_word(isa, group / 16 + run);
             let mut codes = [bits; 8];
             for half in 0..2 {
                 // Sixteen bits as four nibbles, one a byte, moved to where the third bit of a code is.
@@ -312,8 +303,7 @@ impl Format for Turbo3 {
                 let four = isa.and(isa.or(two, isa.shl::<4>(two)), isa.splat_n(0x0f0f_0f0f));
                 let four = isa.shl::<2>(four);
                 for k in 0..4 {
-                    let pair =
-                        isa.and(isa.shr_by(low[2 * run + half], 2 * k as u32), isa.splat_n(0x0303_0303));
+                    let pair = isa.and(isa.shr_by(low[half], 2 * k as u32), isa.splat_n(0x0303_0303));
                     let third = isa.and(isa.shr_by(four, k as u32), isa.splat_n(0x0404_0404));
                     let code = isa.or(pair, third);
                     codes[4 * half + k] =
@@ -344,6 +334,7 @@ impl Format for Turbo4 {
     const WIDE: bool = true;
     const PART: usize = 128;
     const CODE_ERROR: f32 = byte_levels(&TURBO4).error;
+    const COARSE: bool = true;
     const KV: bool = true;
 
     fn encode(x: &[f32], block: &mut [u8]) {
@@ -391,7 +382,11 @@ impl Format for Turbo4 {
     fn row_codes<I: Isa>(isa: I, blocks: Blocks<'_>, _: usize, mut put: impl FnMut(usize, &[I::N])) {
         for run in 0..values(blocks.block_bytes(), 4) / 32 {
             // Eight bytes hold sixteen values: words 0 and 1, then their high nibbles.
-            let packed = nibbles(isa, blocks.words(isa, 2 + 16 * run));
+            let mut words = [blocks.tile_word(isa, 4 * run); 4];
+            for i in 1..4 {
+                words[i] = blocks.tile_word(isa, 4 * run + i);
+            }
+            let packed = nibbles(isa, words);
             let mut codes = packed;
             for (j, from) in [0, 1, 4, 5, 2, 3, 6, 7].into_iter().enumerate() {
                 codes[j] = isa
@@ -448,16 +443,15 @@ impl Format for Turbo8 {
 
     #[inline(always)]
     fn row_affines<I: Isa>(isa: I, blocks: Blocks<'_>, mut put: impl FnMut(usize, I::F, I::F)) {
-        put(0, isa.low_f16(blocks.words(isa, 0)[0]), isa.splat(0.0));
+        put(0, blocks.tile_scales(isa), isa.splat(0.0));
     }
 
     #[inline(always)]
     fn row_codes<I: Isa>(isa: I, blocks: Blocks<'_>, _: usize, mut put: impl FnMut(usize, &[I::N])) {
         for run in 0..values(blocks.block_bytes(), 8) / 32 {
-            let (first, last) = (blocks.words(isa, 2 + 32 * run), blocks.words(isa, 18 + 32 * run));
-            let mut codes = [first[0]; 8];
-            for j in 0..4 {
-                (codes[j], codes[4 + j]) = (biased(isa, first[j]), biased(isa, last[j]));
+            let mut codes = [isa.splat_n(0); 8];
+            for j in 0..8 {
+                codes[j] = biased(isa, blocks.tile_word(isa, 8 * run + j));
             }
             put(run, &codes);
         }

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::attend::Part;
-use crate::attend::whole::{Codes, Split, Weights};
+use crate::attend::whole::{Codes, Split, tile, tiled, untile};
 use crate::rotate::{self, Pcg64};
 use crate::{FORMATS, FormatOps, Rotation};
 
@@ -172,7 +172,14 @@ fn queries_attend_to_a_part_in_whole_numbers() {
         for (head_dim, tokens) in
             sizes.into_iter().chain([(128, 128), (256, 48), (64, 40), (128, 512), (32, 1024)])
         {
-            let (bytes, decoded) = encoded_part(format, 4, tokens, head_dim);
+            let (mut bytes, decoded) = encoded_part(format, 4, tokens, head_dim);
+            if tiled(format.rotation, tokens, head_dim) {
+                let (block, block_bytes) = format.head_block(head_dim);
+                let (rows, mut back) = (bytes.clone(), vec![0; bytes.len()]);
+                tile(&rows, block_bytes, head_dim / block, &mut bytes);
+                untile(&bytes, block_bytes, head_dim / block, &mut back);
+                assert!(bytes != rows && back == rows, "{} {head_dim}", format.name);
+            }
             for queries in if tokens > 100 { vec![1, 2, 40] } else { vec![1, 2, 3, 4, 5, 9] } {
                 // One large query and weight among small ones.
                 let (mut q, mut weights) = (noise(5, queries * head_dim), noise(6, queries * tokens));
@@ -192,7 +199,7 @@ fn queries_attend_to_a_part_in_whole_numbers() {
                     }
                     if (kernels.unpack[1])(part(&bytes, tokens, head_dim), &mut codes) {
                         let mut out = vec![0.0; queries * head_dim];
-                        (products.accumulate)(&codes, &weights, &mut Weights::default(), &mut out);
+                        (products.accumulate)(&codes, &weights, &mut Split::default(), &mut out);
                         check_within(format, &what, &out, &weights, &transposed(&decoded, head_dim), tokens);
                         results.push(bits(&out));
                         unpacked[1] = true;
@@ -207,7 +214,7 @@ fn queries_attend_to_a_part_in_whole_numbers() {
     }
 }
 
-/// [`check_products`] with room for 2⁻¹⁶ of the largest number of x and [`Format::CODE_ERROR`] of the largest of w.
+/// [`check_products`] with room for 2⁻¹⁶ of the largest number of x, 1/254 if the format is [`Format::COARSE`], and [`Format::CODE_ERROR`] of the largest of w.
 #[track_caller]
 fn check_within(format: &FormatOps, what: &str, actual: &[f32], x: &[f32], w: &[f32], columns: usize) {
     let largest = |v: &[f32]| v.iter().fold(0.0f32, |m, v| m.max(v.abs()));
@@ -219,7 +226,7 @@ fn check_within(format: &FormatOps, what: &str, actual: &[f32], x: &[f32], w: &[
         for w in w.chunks(columns) {
             let exact: f64 = x.iter().zip(w).map(|(x, w)| f64::from(*x) * f64::from(*w)).sum();
             let error = (f64::from(*actual.next().expect("a product of every pair")) - exact).abs();
-            let split = sum(w) * f64::from(largest(x)) / 65536.0;
+            let split = sum(w) * f64::from(largest(x)) / if format.coarse { 254.0 } else { 65536.0 };
             let bound = 1.1 * (split + sum(x) * f64::from(off)) + 1e-5;
             assert!(error <= bound, "{what}: {error:e} > {bound:e} off {exact}");
         }
