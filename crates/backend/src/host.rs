@@ -2,10 +2,11 @@
 
 mod saved;
 mod state;
+mod turn;
 
 pub use state::State;
 
-use crate::{MatrixData, Segment};
+use crate::{Angles, MatrixData, Segment};
 use half::f16;
 use torque_kv::{Age, Freed, LayerPlan, PageId, Plan, Sequence, Side, SidePlan, Span, centred};
 use torque_quant::{FormatOps, rotate};
@@ -77,6 +78,7 @@ impl MatrixData {
 
 /// A part: keys or values of one layer in one page, for every KV head its mean (f16, if the format is
 /// centred) and then its values `[tokens, head_dim]` in blocks of the format.
+#[derive(Clone)]
 pub struct Part {
     /// What the values are sealed in.
     pub format: &'static FormatOps,
@@ -103,7 +105,7 @@ impl Part {
     ) -> impl Iterator<Item = SealJob<'a>> {
         let (format, size) = (self.format, self.bytes.len() / side.heads);
         let heads = self.bytes.chunks_exact_mut(size).enumerate();
-        heads.map(move |(head, out)| SealJob { side, tokens, from: from(head), format, out })
+        heads.map(move |(head, out)| SealJob { side, tokens, from: from(head), turn: None, format, out })
     }
 
     /// Bytes of the part.
@@ -118,6 +120,8 @@ pub struct SealJob<'a> {
     tokens: usize,
     /// What it is stored in now, and how.
     from: (&'static FormatOps, &'a [u8]),
+    /// By what keys are turned on the way.
+    turn: Option<Angles<'a>>,
     format: &'static FormatOps,
     out: &'a mut [u8],
 }
@@ -128,6 +132,9 @@ impl SealJob<'_> {
         let mut values = vec![0.0; self.tokens * self.side.head_dim];
         let (format, bytes) = self.from;
         unseal_head(self.side, format, bytes, &mut values);
+        if let Some(angles) = &self.turn {
+            turn::keys(self.side, angles, &mut values);
+        }
         let blocks = take_mean(self.side, self.format, &mut values, self.out);
         encode(self.format, &values, self.format.head_block(self.side.head_dim).0, blocks);
     }

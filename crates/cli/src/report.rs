@@ -65,6 +65,20 @@ pub fn verbose(engine: &Engine, session: &Session, policy: &Policy) -> anyhow::R
     Ok(())
 }
 
+/// What a session has forgotten, if it has.
+pub fn forgotten(session: &Session) {
+    let forgotten = session.forgotten();
+    if !forgotten.is_empty() {
+        note!(
+            "the context of {} tokens was full: of {} tokens, {} behind the first {} are forgotten",
+            thousands(session.context() as u64),
+            thousands(session.tokens().len() as u64),
+            thousands(forgotten.len() as u64),
+            thousands(forgotten.start as u64)
+        );
+    }
+}
+
 /// `1 thread`, `2 threads`.
 pub fn threads(engine: &Engine) -> String {
     let n = engine.threads();

@@ -23,7 +23,7 @@ use torque_backend::host::{SealJob, Store, Tensor};
 use torque_backend::{
     Activation, Angles, Attention, Backend, DeltaNet, Experts, MatrixData, Routing, Runs, Segment,
 };
-use torque_kv::{Freed, PageId, Plan, Section, Sequence, Span};
+use torque_kv::{Freed, Moved, PageId, Plan, Section, Sequence, Span};
 use torque_quant::FormatOps;
 use torque_simd::Level;
 
@@ -223,6 +223,9 @@ impl Backend for Cpu {
     }
     fn reseal(&self, store: &mut Store, page: PageId, tier: usize) {
         store.reseal(page, tier, |jobs| self.encode(jobs));
+    }
+    fn turn(&self, store: &mut Store, moved: &[Moved], angles: &[Option<Angles>]) {
+        store.turn(moved, angles, |jobs| self.encode(jobs));
     }
     fn free(&self, store: &mut Store, freed: &[Freed]) {
         store.free(freed);

@@ -198,7 +198,13 @@ impl Engine {
         };
         let batch = batch.min(context.max(1));
         let policy = options.policy.clone();
-        let context = self.model.context(ContextOptions { context, batch, sequences: 1, policy })?;
+        let context = self.model.context(ContextOptions {
+            context,
+            batch,
+            sequences: 1,
+            policy,
+            overflow: options.overflow,
+        })?;
         Ok(Session::new(context, self.file.clone(), self.config().vocabulary))
     }
 }

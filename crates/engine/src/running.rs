@@ -1,9 +1,10 @@
 //! Models of every backend behind one object, so that nothing above is generic.
 
 use crate::saved::Fault;
+use std::ops::Range;
 use std::sync::Arc;
 use torque_backend::Backend;
-use torque_kv::{Plan, Policy, SavedSequence, Section};
+use torque_kv::{Overflow, Plan, Policy, SavedSequence, Section};
 use torque_model::{Config, Context, ContextOptions, Error, Model};
 
 /// A model on some backend.
@@ -35,6 +36,8 @@ pub(crate) trait Running: Send {
     fn logits(&mut self, rows: &[usize], out: &mut Vec<f32>);
     /// Tokens a sequence may grow to.
     fn context(&self) -> usize;
+    fn overflow(&self) -> Overflow;
+    fn forgotten(&self) -> Range<usize>;
     /// Tokens in a forward pass.
     fn batch(&self) -> usize;
     fn truncate(&mut self, sequence: usize, to: usize) -> Result<usize, Error>;
@@ -103,6 +106,12 @@ impl<B: Backend> Running for Context<B> {
     }
     fn context(&self) -> usize {
         self.options().context
+    }
+    fn overflow(&self) -> Overflow {
+        self.options().overflow
+    }
+    fn forgotten(&self) -> Range<usize> {
+        self.forgotten(0)
     }
     fn batch(&self) -> usize {
         self.options().batch

@@ -3,8 +3,9 @@
 use crate::error::Error;
 use crate::model_file::ModelFile;
 use crate::running::Running;
+use std::ops::Range;
 use std::sync::Arc;
-use torque_kv::{Plan, Policy};
+use torque_kv::{Overflow, Plan, Policy};
 
 /// How to run a sequence.
 #[derive(Clone, Debug)]
@@ -15,11 +16,13 @@ pub struct SessionOptions {
     pub batch: usize,
     /// What the KV cache is sealed in.
     pub policy: Policy,
+    /// What it does when it has grown so far.
+    pub overflow: Overflow,
 }
 
 impl Default for SessionOptions {
     fn default() -> Self {
-        SessionOptions { context: None, batch: 512, policy: Policy::default() }
+        SessionOptions { context: None, batch: 512, policy: Policy::default(), overflow: Overflow::Stop }
     }
 }
 
@@ -38,7 +41,7 @@ impl Session {
         Session { running, file, tokens: Vec::new(), logits: Vec::new(), vocabulary }
     }
 
-    /// The tokens so far.
+    /// The tokens so far, also those that are forgotten.
     pub fn tokens(&self) -> &[u32] {
         &self.tokens
     }
@@ -51,6 +54,22 @@ impl Session {
     /// Tokens the sequence may grow to.
     pub fn context(&self) -> usize {
         self.running.context()
+    }
+
+    /// The tokens that the sequence has forgotten, because it was full.
+    pub fn forgotten(&self) -> Range<usize> {
+        self.running.forgotten()
+    }
+
+    /// What the sequence does when it is full.
+    pub fn overflow(&self) -> Overflow {
+        self.running.overflow()
+    }
+
+    /// Whether no further token has a place.
+    pub fn is_full(&self) -> bool {
+        let held = self.tokens.len() - self.forgotten().len();
+        self.overflow() == Overflow::Stop && held >= self.context()
     }
 
     /// The plan of the KV cache.
@@ -136,7 +155,7 @@ impl Session {
     }
 
     /// Forgets tokens from position `to` on, or from where the model can go back to: of a recurrent state only
-    /// snapshots are left, and where a sliding window has dropped what the rest would see, nothing is. Returns
+    /// snapshots are left, and where what the rest would see is forgotten or a sliding window has dropped it, nothing is. Returns
     /// the tokens left.
     pub fn rewind(&mut self, to: usize) -> usize {
         if to < self.tokens.len() {

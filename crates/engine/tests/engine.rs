@@ -24,7 +24,12 @@ fn open(file: &str, backend: BackendKind) -> Engine {
 }
 
 fn exact(context: usize) -> SessionOptions {
-    SessionOptions { context: Some(context), batch: 64, policy: Policy::uniform("f32", "f32") }
+    SessionOptions {
+        context: Some(context),
+        batch: 64,
+        policy: Policy::uniform("f32", "f32"),
+        ..SessionOptions::default()
+    }
 }
 
 fn max_difference(a: &[f32], b: &[f32]) -> f32 {
@@ -228,7 +233,8 @@ fn a_rewound_session_is_a_fresh_one() {
             let engine = open(file, backend);
             // In f32, or roundings of the cache would be amplified.
             for policy in [Policy::uniform("f32", "f32"), short_pages("f32", "f32")] {
-                let options = SessionOptions { context: Some(128), batch: 32, policy };
+                let options =
+                    SessionOptions { context: Some(128), batch: 32, policy, ..SessionOptions::default() };
                 let base: Vec<u32> = (0..70).map(|i| (i * 37 + 11) % 300).collect();
                 let mut session = prompted(&engine, &base, &options);
                 // Other endings, the same text, a prefix, and nothing in common.
@@ -263,7 +269,7 @@ fn a_truncated_session_has_the_tokens_asked_for() {
     {
         let engine = open(file, BackendKind::Cpu);
         let policy = Policy { page: 16, ..Policy::uniform("f32", "f32").bare() };
-        let options = SessionOptions { context: Some(128), batch: 32, policy };
+        let options = SessionOptions { context: Some(128), batch: 32, policy, ..SessionOptions::default() };
         let tokens: Vec<u32> = (0..90).map(|i| (i * 37 + 11) % 300).collect();
         for to in [89, 64, 33, 1, 0, 200] {
             let mut session = prompted(&engine, &tokens, &options);

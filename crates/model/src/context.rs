@@ -3,15 +3,16 @@
 use crate::error::Error;
 use crate::forward::{self, Activations, LOGIT_ROWS};
 use crate::load::Model;
-use crate::rope::Frequencies;
+use crate::rope::{Frequencies, RopeConfig};
+use std::ops::Range;
 use std::sync::Arc;
-use torque_backend::{Backend, Segment};
-use torque_kv::{BadSequence, Pages, Plan, Policy, SavedSequence, Section, Sequence};
+use torque_backend::{Angles, Backend, Segment};
+use torque_kv::{BadSequence, Overflow, Pages, Plan, Policy, SavedSequence, Section, Sequence};
 
 /// How much a [`Context`] holds.
 #[derive(Clone, Debug)]
 pub struct ContextOptions {
-    /// Tokens a sequence may grow to.
+    /// Tokens a sequence may grow to: those it holds at once.
     pub context: usize,
     /// Tokens in a forward pass; longer inputs go in chunks.
     pub batch: usize,
@@ -19,6 +20,8 @@ pub struct ContextOptions {
     pub sequences: usize,
     /// What the KV cache is sealed in.
     pub policy: Policy,
+    /// What a sequence does that has grown so far.
+    pub overflow: Overflow,
 }
 
 /// A model with the state of its sequences.
@@ -36,11 +39,27 @@ pub struct Context<B: Backend> {
 
 impl<B: Backend> Context<B> {
     /// Empty sequences.
-    pub fn new(backend: Arc<B>, model: Arc<Model<B>>, options: ContextOptions) -> Result<Context<B>, Error> {
+    pub fn new(
+        backend: Arc<B>,
+        model: Arc<Model<B>>,
+        mut options: ContextOptions,
+    ) -> Result<Context<B>, Error> {
         if let Some(positions) = model.positions.filter(|n| *n < options.context) {
             return Err(Error::Positions { context: options.context, positions });
         }
         let plan = model.config.plan(&options.policy)?;
+        if options.overflow != Overflow::Stop {
+            if let Some(positions) = model.positions {
+                return Err(Error::LearnedPositions { positions });
+            }
+            let (context, shortest) = (options.context, plan.shortest_forgetful());
+            let (page, tail) = (plan.page, plan.tail);
+            if context < shortest {
+                let sink = plan.sink_pages * page;
+                return Err(Error::ShortContext { context, page, sink, tail, shortest });
+            }
+            options.batch = options.batch.min(plan.most_after_forgetting(context));
+        }
         let ropes =
             model.config.ropes.iter().map(|r| r.frequencies(&model.factors, options.context)).collect();
         Ok(Context {
@@ -71,7 +90,7 @@ impl<B: Backend> Context<B> {
         &self.options
     }
 
-    /// Tokens of a sequence.
+    /// Tokens of a sequence, forgotten ones included.
     pub fn len(&self, sequence: usize) -> usize {
         self.sequences[sequence].len()
     }
@@ -79,6 +98,16 @@ impl<B: Backend> Context<B> {
     /// Whether a sequence has no tokens.
     pub fn is_empty(&self, sequence: usize) -> bool {
         self.sequences[sequence].is_empty()
+    }
+
+    /// Tokens of a sequence without those that are forgotten.
+    pub fn held_tokens(&self, sequence: usize) -> usize {
+        self.sequences[sequence].held_tokens()
+    }
+
+    /// The tokens that a sequence has forgotten.
+    pub fn forgotten(&self, sequence: usize) -> Range<usize> {
+        self.sequences[sequence].forgotten()
     }
 
     /// Bytes the KV cache holds now: (sealed pages, tails).
@@ -105,16 +134,14 @@ impl<B: Backend> Context<B> {
         if let Some(&token) = tokens.iter().find(|&&t| t as usize >= vocabulary) {
             return Err(Error::Token { token, vocabulary });
         }
-        for (sequence, tokens) in batch {
-            let (len, context) = (self.sequences[*sequence].len(), self.options.context);
-            if len + tokens.len() > context {
-                return Err(Error::ContextFull { context, len, new: tokens.len() });
-            }
+        if self.options.overflow == Overflow::Stop {
+            batch.iter().try_for_each(|(sequence, tokens)| self.fits(*sequence, tokens.len()))?;
         }
         if tokens.is_empty() {
             return Ok(());
         }
         for (sequence, tokens) in batch {
+            self.make_room(*sequence, tokens.len());
             self.sequences[*sequence].append(tokens.len());
         }
         let mut end = 0;
@@ -145,6 +172,37 @@ impl<B: Backend> Context<B> {
         Ok(())
     }
 
+    fn fits(&self, sequence: usize, new: usize) -> Result<(), Error> {
+        let (len, context) = (self.held_tokens(sequence), self.options.context);
+        if len + new > context { Err(Error::ContextFull { context, len, new }) } else { Ok(()) }
+    }
+
+    /// Forgets what a sequence must that shall have `new` more tokens.
+    fn make_room(&mut self, sequence: usize, new: usize) {
+        let context = self.options.context;
+        if self.held_tokens(sequence) + new <= context {
+            return;
+        }
+        let (sequence, mut freed) = (&mut self.sequences[sequence], Vec::new());
+        sequence.forget(self.plan.forgets(context), &self.plan, &mut self.pages, &mut freed);
+        assert!(sequence.held_tokens() + new <= context, "a batch has room after forgetting once");
+        self.backend.free(&mut self.store, &freed);
+        if self.options.overflow == Overflow::Shift {
+            freed.clear();
+            let (distance, moved) = sequence.close_gap(&mut self.pages, &mut freed);
+            let turns: Vec<Vec<_>> = self.ropes.iter().map(|rope| rope.turn(distance).collect()).collect();
+            let config = &self.model.config;
+            let first = config.latent.map_or(0, |latent| latent.rank);
+            let angles = config.attention_layers().filter(|layer| !layer.shares).map(|layer| {
+                let rope = layer.rope?;
+                let RopeConfig { pairs, channels, .. } = self.ropes[rope].config;
+                Some(Angles { pairs, first, channels, cos_sin: &turns[rope] })
+            });
+            self.backend.turn(&mut self.store, &moved, &angles.collect::<Vec<_>>());
+            self.backend.free(&mut self.store, &freed);
+        }
+    }
+
     /// Runs any number of tokens of one sequence, in chunks. After each chunk calls
     /// `progress(tokens done)`; stops early, with what is done in place, if that is `false`.
     pub fn prefill(
@@ -153,9 +211,8 @@ impl<B: Backend> Context<B> {
         tokens: &[u32],
         progress: &mut dyn FnMut(usize) -> bool,
     ) -> Result<(), Error> {
-        let (len, context) = (self.len(sequence), self.options.context);
-        if len + tokens.len() > context {
-            return Err(Error::ContextFull { context, len, new: tokens.len() });
+        if self.options.overflow == Overflow::Stop {
+            self.fits(sequence, tokens.len())?;
         }
         let mut done = 0;
         for chunk in tokens.chunks(self.options.batch) {
@@ -230,7 +287,8 @@ impl<B: Backend> Context<B> {
         saved: &SavedSequence,
         mut read: impl FnMut(Section, &mut [u8]) -> Result<(), E>,
     ) -> Result<(), E> {
-        assert!(saved.len <= self.options.context, "{} tokens in {}", saved.len, self.options.context);
+        let (tokens, context) = (saved.held_tokens(), self.options.context);
+        assert!(tokens <= context, "{tokens} tokens in {context}");
         self.clear(sequence);
         let slot = self.sequences[sequence].slot;
         let (restored, sections) = Sequence::restore(&self.plan, slot, saved, &mut self.pages)?;

@@ -14,7 +14,7 @@ use std::io::{self, BufRead, IsTerminal};
 use std::process::ExitCode;
 use std::time::Instant;
 use torque_engine::tokenizer::{ChatTemplate, Encode};
-use torque_engine::{Engine, Finish, Policy, Request, Session, generate};
+use torque_engine::{Engine, Finish, Overflow, Policy, Request, Session, generate};
 
 /// Talk to a model
 ///
@@ -205,8 +205,9 @@ impl Conversation<'_> {
             Some(speed) => note!("{}", speed.line(&self.session, &self.policy)),
             None => note!("nothing has been said yet"),
         }
-        let (used, context) = (self.session.tokens().len() as u64, self.session.context() as u64);
-        note!("context {} of {} tokens", thousands(used), thousands(context));
+        let used = self.session.tokens().len() - self.session.forgotten().len();
+        note!("context {} of {} tokens", thousands(used as u64), thousands(self.session.context() as u64));
+        report::forgotten(&self.session);
     }
 
     /// All messages, the system prompt first.
@@ -220,10 +221,10 @@ impl Conversation<'_> {
         let tokenizer = self.engine.tokenizer();
         let prompt = self.template.render(&self.whole(), None, true, &Map::new())?;
         let tokens = tokenizer.encode(&prompt, Encode { add_special: true, parse_special: true });
-        if tokens.len() >= self.session.context() {
+        if self.session.overflow() == Overflow::Stop && tokens.len() >= self.session.context() {
             let context = self.session.context();
             bail!(
-                "the conversation has {} tokens and the context {context}; /undo, /clear, or a larger -c",
+                "the conversation has {} tokens and the context {context}; /undo, /clear, a larger -c, or --context-overflow shift",
                 tokens.len()
             );
         }
@@ -254,11 +255,15 @@ impl Conversation<'_> {
         };
         out.end()?;
         if finish == Finish::Context {
-            note!("the context of {} tokens is full: /undo, /clear, or a larger -c", self.session.context());
+            note!(
+                "the context of {} tokens is full: /undo, /clear, a larger -c, or --context-overflow shift",
+                self.session.context()
+            );
         }
         self.messages.push(json!({ "role": "assistant", "content": answer }));
         if let Some(speed) = self.speed.as_ref().filter(|_| self.chat.verbose) {
             note!("{}", speed.line(&self.session, &self.policy));
+            report::forgotten(&self.session);
         }
         Ok(true)
     }
