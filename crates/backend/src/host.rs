@@ -8,6 +8,9 @@ pub use state::State;
 
 use crate::{Angles, MatrixData, Segment};
 use half::f16;
+use state::Snapshot;
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use torque_kv::{Age, Freed, LayerPlan, PageId, Plan, Sequence, Side, SidePlan, Span, centred};
 use torque_quant::{FormatOps, rotate};
 
@@ -254,6 +257,8 @@ pub struct Store {
     pages: Vec<Vec<Option<Vec<Part>>>>,
     /// `[slot][recurrent layer]`.
     states: Vec<Vec<State>>,
+    /// Snapshots that are kept with pages: of every recurrent layer one.
+    kept_states: BTreeMap<PageId, Vec<Arc<Snapshot>>>,
 }
 
 impl Store {
@@ -263,7 +268,7 @@ impl Store {
         let of_layer = |layer: &LayerPlan| layer.sides.iter().map(|s| Tail::new(s, capacity)).collect();
         let tails = (0..sequences).map(|_| plan.layers.iter().map(of_layer).collect()).collect();
         let states = (0..sequences).map(|_| plan.states.iter().map(State::new).collect()).collect();
-        Store { plan: plan.clone(), tails, pages: Vec::new(), states }
+        Store { plan: plan.clone(), tails, pages: Vec::new(), states, kept_states: BTreeMap::new() }
     }
 
     /// The tail a side of one layer is read from.

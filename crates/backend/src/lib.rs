@@ -371,6 +371,13 @@ pub trait Backend: Send + Sync + 'static {
     /// Takes the state of recurrent layers back to the length of `sequence`, which was truncated or cleared
     /// just now: to the snapshot there, or to zero.
     fn rewind(&self, store: &mut Self::Store, sequence: &Sequence);
+    /// Keeps the snapshot that a sequence has at the end of a page together with the page.
+    fn keep_state(&self, store: &mut Self::Store, sequence: &Sequence, span: Span);
+    /// Makes the state of recurrent layers, and their one snapshot, what is kept with a page. `sequence` ends with the page
+    /// ([`Sequence::adopt`]).
+    fn take_state(&self, store: &mut Self::Store, sequence: &Sequence, page: PageId);
+    /// Frees what is kept with pages.
+    fn drop_states(&self, store: &mut Self::Store, pages: &[PageId]);
     /// Encodes the first rows of a tail as `span.page`, all layers, and drops them from the tail.
     /// `sequence` has made the page already ([`Sequence::seal`]).
     fn seal(&self, store: &mut Self::Store, sequence: &Sequence, span: Span);

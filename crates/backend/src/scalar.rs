@@ -427,6 +427,15 @@ impl Backend for Scalar {
     fn rewind(&self, store: &mut Store, sequence: &Sequence) {
         store.rewind(sequence);
     }
+    fn keep_state(&self, store: &mut Store, sequence: &Sequence, span: Span) {
+        store.keep_state(sequence, span);
+    }
+    fn take_state(&self, store: &mut Store, sequence: &Sequence, page: PageId) {
+        store.take_state(sequence, page);
+    }
+    fn drop_states(&self, store: &mut Store, pages: &[PageId]) {
+        store.drop_states(pages);
+    }
     fn seal(&self, store: &mut Store, sequence: &Sequence, span: Span) {
         store.seal(sequence, span, |jobs| jobs.iter_mut().for_each(|job| job.run(FormatOps::encode_blocks)));
     }

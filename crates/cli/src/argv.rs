@@ -8,6 +8,7 @@ use std::ffi::OsString;
 const NAMES: &[(&str, &str)] = &[
     ("--context-shift", "--context-overflow=shift"),
     ("--no-context-shift", "--context-overflow=stop"),
+    ("-cram", "--cache-ram"),
     ("-ctk", "--cache-type-k"),
     ("-ctv", "--cache-type-v"),
     ("-sp", "--special"),

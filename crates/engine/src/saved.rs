@@ -119,13 +119,13 @@ impl Session {
     }
 
     fn write(&self, note: &str, out: &mut dyn Write) -> io::Result<u64> {
-        let (sequence, sections) = self.running.saved();
+        let (sequence, sections) = self.running().saved(self.sequence);
         let header = Header {
             model: self.file.name(),
             fingerprint: self.file.fingerprint(),
             context: self.context(),
             ropes: ropes(self),
-            policy: self.running.policy().clone(),
+            policy: self.policy().clone(),
             sequence,
             logits: !self.logits.is_empty(),
             note: note.into(),
@@ -149,7 +149,7 @@ impl Session {
         let mut buffer = Vec::new();
         for (what, bytes) in sections {
             buffer.resize(bytes, 0);
-            self.running.export(what, &mut buffer);
+            self.running().export(self.sequence, what, &mut buffer);
             section(&buffer)?;
         }
         Ok(total)
@@ -157,7 +157,7 @@ impl Session {
 
     /// Makes an empty session what a file holds; the note.
     fn read(&mut self, header: Header, file: &mut Reader<impl Read>) -> Result<String, Fault> {
-        if let Some((flag, saved, asked)) = difference(&header.policy, self.running.policy()) {
+        if let Some((flag, saved, asked)) = difference(&header.policy, self.policy()) {
             return Err(Fault::Policy { flag, saved, asked });
         }
         header.sequence.sections(self.plan())?;
@@ -177,7 +177,7 @@ impl Session {
         let mut section = vec![0; if header.logits { 4 * self.vocabulary } else { 0 }];
         file.section(|| "its row of logits".into(), &mut section)?;
         let logits: Vec<u32> = values(section);
-        self.running.restore(&header.sequence, &mut |section, out| {
+        self.running().restore(self.sequence, &header.sequence, &tokens, &mut |section, out| {
             let name = || match section {
                 Section::Page { span, .. } => {
                     let tokens = header.sequence.places(span);
@@ -227,7 +227,7 @@ fn check_model(header: &Header, engine: &Engine) -> Result<(), Fault> {
 
 /// Hash of the rotary embeddings' frequencies.
 fn ropes(session: &Session) -> String {
-    let frequencies = session.running.rope_frequencies();
+    let frequencies = session.running().rope_frequencies();
     let bytes: Vec<u8> = frequencies.iter().flat_map(|frequency| frequency.to_le_bytes()).collect();
     format!("{:016x}", xxh3_64(&bytes))
 }

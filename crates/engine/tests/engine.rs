@@ -242,7 +242,7 @@ fn a_rewound_session_is_a_fresh_one() {
                     let what = format!("{file} on {name}: {keep} kept, {new} new");
                     let text: Vec<u32> =
                         base[..keep].iter().copied().chain((0..new).map(|i| (i * 13 + 2) % 300)).collect();
-                    let kept = session.rewind_to_prefix_of(&text);
+                    let kept = session.reuse(&text);
                     assert!(kept < text.len(), "{what}: a token is left to run");
                     assert_eq!(session.tokens(), &text[..kept], "{what}");
                     // Logits of a token that is gone are gone.
@@ -252,7 +252,7 @@ fn a_rewound_session_is_a_fresh_one() {
                     let difference = max_difference(fresh.logits(), session.logits());
                     assert!(difference < 1e-5, "{what}: {difference:e}");
                     assert_eq!(session.tokens(), fresh.tokens(), "{what}");
-                    session.rewind_to_prefix_of(&base);
+                    session.reuse(&base);
                     session.append(&base[session.tokens().len()..]).unwrap();
                 }
             }
@@ -290,13 +290,13 @@ fn a_prefix_is_not_run_again() {
     let engine = open("zoo/llama-hd64.gguf", BackendKind::Cpu);
     let tokens: Vec<u32> = (0..60).collect();
     let mut session = prompted(&engine, &tokens, &exact(128));
-    assert_eq!(session.rewind_to_prefix_of(&tokens[..40]), 39);
+    assert_eq!(session.reuse(&tokens[..40]), 39);
     session.append(&tokens[39..]).unwrap();
     let longer: Vec<u32> = (0..70).collect();
-    assert_eq!(session.rewind_to_prefix_of(&longer), 60);
+    assert_eq!(session.reuse(&longer), 60);
     let logits = session.logits().to_vec();
-    assert_eq!((session.rewind_to_prefix_of(&tokens), session.logits()), (60, &logits[..]));
-    assert_eq!(session.rewind_to_prefix_of(&[]), 0);
+    assert_eq!((session.reuse(&tokens), session.logits()), (60, &logits[..]));
+    assert_eq!(session.reuse(&[]), 0);
 }
 
 #[test]

@@ -14,12 +14,14 @@
 mod overflow;
 mod plan;
 mod policy;
+mod prefix;
 mod sequence;
 mod state;
 
 pub use overflow::{Moved, Overflow};
 pub use plan::{Age, KvLayer, LayerPlan, Plan, SidePlan, centred};
 pub use policy::{DECAYS, LayerRule, PRESETS, Policy, PolicyError, Preset, Tier};
+pub use prefix::{GivenUp, Prefix, Prefixes};
 pub use sequence::{
     BadSequence, Freed, PageId, Pages, SavedSequence, Section, Sequence, Span, TruncateError,
 };

@@ -90,7 +90,7 @@ impl Pages {
         }
     }
 
-    fn share(&mut self, page: PageId, window_class: usize) {
+    pub(crate) fn share(&mut self, page: PageId, window_class: usize) {
         self.references[page.0 as usize][window_class] += 1;
     }
 
@@ -122,8 +122,8 @@ pub struct Sequence {
     pub(crate) spans: Vec<Span>,
     /// First span still held, for each window class.
     pub(crate) held: Vec<usize>,
-    tail_start: usize,
-    len: usize,
+    pub(crate) tail_start: usize,
+    pub(crate) len: usize,
     pub(crate) snapshots: Snapshots,
     /// Tokens that no layer holds any more, because the sequence was full.
     pub(crate) forgotten: Range<usize>,

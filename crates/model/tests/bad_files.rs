@@ -449,6 +449,7 @@ fn load_and_run(gguf: &Gguf) {
         sequences: 1,
         policy: Policy::uniform("q8_0", "turbo3").bare(),
         overflow: Overflow::Stop,
+        prefix_bytes: 0,
     };
     let Ok(mut context) = Context::new(backend, Arc::new(model), options) else { return };
     context.forward(&[(0, &[1, 2])]).unwrap();

@@ -349,6 +349,7 @@ fn errors_change_nothing() {
             sequences: 2,
             policy: short_pages("turbo3", "q8_0"),
             overflow: Overflow::Stop,
+            prefix_bytes: 0,
         };
         let make = || Context::new(backend.clone(), model.clone(), options.clone()).unwrap();
         let mut context = make();

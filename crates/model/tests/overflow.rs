@@ -10,7 +10,7 @@ use std::sync::Arc;
 use torque_backend::{Angles, Backend, Scalar};
 use torque_cpu::Cpu;
 use torque_gguf::Gguf;
-use torque_kv::{BadSequence, Overflow, Policy, Section};
+use torque_kv::{BadSequence, Overflow, Policy, SavedSequence, Section};
 use torque_model::{Context, Error, Model};
 use torque_quant::FORMATS;
 
@@ -102,12 +102,13 @@ fn shifted_down(loaded: &Loaded<Cpu>, full: &Context<Cpu>, with_sink: bool) -> C
     // Copies of a recurrent state have no place among the tokens that are left, only an order.
     let snapshots = saved["snapshots"].as_array_mut().unwrap().iter_mut();
     snapshots.for_each(|position| *position = json!(position.as_u64().unwrap() / 2));
-    let saved = serde_json::from_value(saved).unwrap();
+    let saved: SavedSequence = serde_json::from_value(saved).unwrap();
+    let text = vec![0; saved.len];
 
     let policy = &full.options().policy;
     let mut context = loaded.context(policy, LENGTH, Overflow::Stop).unwrap();
     let mut kept = kept.into_iter();
-    let restored: Result<(), BadSequence> = context.restore(0, &saved, |_, out| {
+    let restored: Result<(), BadSequence> = context.restore(0, &saved, &text, |_, out| {
         out.copy_from_slice(&kept.next().expect("as many sections"));
         Ok(())
     });

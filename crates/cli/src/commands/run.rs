@@ -116,9 +116,9 @@ impl Run {
         };
         let (speed, finish) = interrupt::work(|| -> Result<_> {
             let start = Instant::now();
-            let kept = session.rewind_to_prefix_of(&tokens);
+            let kept = session.reuse(&tokens);
             let whole = prefill(&mut session, &tokens[kept..])?;
-            let speed = Speed::of_prompt(session.tokens().len() - kept, start.elapsed());
+            let speed = Speed::of_prompt(session.tokens().len() - kept, start.elapsed()).reused(kept);
             if !whole {
                 return Ok((speed, Finish::Cancelled));
             }

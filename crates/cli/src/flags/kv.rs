@@ -89,6 +89,7 @@ impl KvFlags {
             batch: self.batch_size,
             policy: self.policy.policy("f16", model)?,
             overflow: self.context_overflow,
+            ..SessionOptions::default()
         })
     }
 }

@@ -82,6 +82,7 @@ pub fn context<B: Backend>(
         sequences,
         policy: policy.clone(),
         overflow: Overflow::Stop,
+        prefix_bytes: 0,
     };
     Context::new(backend.clone(), model.clone(), options).unwrap()
 }
@@ -96,7 +97,8 @@ pub fn full_context<B: Backend>(
     overflow: Overflow,
 ) -> Result<Context<B>, Error> {
     let policy = Policy { sink: 16, ..policy.clone() };
-    let options = ContextOptions { context: length, batch: 16, sequences: 2, policy, overflow };
+    let options =
+        ContextOptions { context: length, batch: 16, sequences: 2, policy, overflow, prefix_bytes: 0 };
     Context::new(backend.clone(), model.clone(), options)
 }
 
