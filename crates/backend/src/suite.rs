@@ -588,7 +588,7 @@ impl<'a, B: Backend> Cache<'a, B> {
             freed.clear();
             let (distance, moved) = sequence.close_gap(&mut self.pages, &mut freed);
             let turn = |i: usize| (distance as f32 / (1 + i) as f32).sin_cos();
-            let cos_sin: Vec<[f32; 2]> = (0..8).map(|i| turn(i)).map(|(s, c)| [c, s]).collect();
+            let cos_sin: Vec<[f32; 2]> = (0..8).map(turn).map(|(s, c)| [c, s]).collect();
             let angles = |pairs, first| Some(Angles { pairs, first, channels: 16, cos_sin: &cos_sin });
             let (latent, plain) = (angles(RopePairs::Interleaved, 64), angles(RopePairs::Halves, 0));
             self.backend.turn(&mut self.store, &moved, &[latent, plain, None]);

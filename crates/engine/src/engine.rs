@@ -184,11 +184,14 @@ impl Engine {
     }
 
     /// Some sequences of one cache: what one of them has computed, another whose text begins alike takes
-    /// ([`Session::feed`]). They are sessions for good; each takes one text after another.
+    /// ([`Session::feed`]). Each takes one text after another; a server has one for every request it works on at once.
     pub fn sessions(&self, options: &SessionOptions, sequences: usize) -> Result<Vec<Session>, Error> {
         let plan = self.plan(&options.policy)?;
         let batch = options.batch.max(1);
-        let available = (available_memory() as usize).saturating_sub(options.prefix_bytes) / sequences.max(1);
+        let free = available_memory() as usize;
+        // What may be kept for later does not crowd out what is needed now.
+        let prefix_bytes = options.prefix_bytes.min(free / 4);
+        let available = (free - prefix_bytes) / sequences.max(1);
         let fits = plan.context_that_fits(available, batch);
         let context = match options.context {
             Some(context) if context > fits => {
@@ -210,7 +213,7 @@ impl Engine {
             sequences,
             policy,
             overflow: options.overflow,
-            prefix_bytes: options.prefix_bytes,
+            prefix_bytes,
         })?;
         Ok(Session::of(running, &self.file, self.config().vocabulary))
     }

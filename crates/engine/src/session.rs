@@ -43,6 +43,12 @@ pub(crate) struct Cache {
     options: ContextOptions,
 }
 
+impl Cache {
+    fn running(&self) -> MutexGuard<'_, Box<dyn Running>> {
+        self.running.lock().expect("no pass panics")
+    }
+}
+
 /// One sequence.
 pub struct Session {
     pub(crate) cache: Arc<Cache>,
@@ -81,7 +87,7 @@ impl Session {
     }
 
     pub(crate) fn running(&self) -> MutexGuard<'_, Box<dyn Running>> {
-        self.cache.running.lock().expect("no pass panics")
+        self.cache.running()
     }
 
     /// The tokens so far, also those that are forgotten.
@@ -150,7 +156,7 @@ impl Session {
         let mut last_chunk = 0;
         let (mut done, batch) = (0, self.cache.options.batch);
         // Logits are those of the last pass, so no other may come between.
-        let mut running = self.cache.running.lock().expect("no pass panics");
+        let mut running = self.cache.running();
         let result = running.prefill(self.sequence, tokens, &mut |n| {
             (last_chunk, done) = (n - done, n);
             progress(n)
@@ -173,7 +179,7 @@ impl Session {
     ) -> Result<(), Error> {
         let mut done = 0;
         for chunk in tokens.chunks(self.cache.options.batch) {
-            let mut running = self.cache.running.lock().expect("no pass panics");
+            let mut running = self.cache.running();
             running.forward(&[(self.sequence, chunk)])?;
             self.tokens.extend(chunk);
             // A few rows at a time: logits are wide.

@@ -67,7 +67,8 @@ impl Sequence {
     /// many; fewer only if the others are not sealed.
     pub fn forget(&mut self, tokens: usize, plan: &Plan, pages: &mut Pages, freed: &mut Vec<Freed>) -> usize {
         if self.forgotten.is_empty() {
-            let is_sink = |span: &&Span| span.start < plan.sinks();
+            // A page that is a sink in part, behind a cut, may go: what is kept is never more than the sinks.
+            let is_sink = |span: &&Span| span.start + span.len <= plan.sinks();
             self.kept = self.spans.iter().take_while(is_sink).count();
             let start = self.spans[..self.kept].iter().map(|span| span.len).sum();
             self.forgotten = start..start;
@@ -169,6 +170,29 @@ mod tests {
                 // Every page is freed once for every class.
                 sequence.clear(&mut pages, &mut freed);
                 assert_eq!((pages.in_use(), sequence.forgotten()), (0, 0..0));
+            }
+        }
+    }
+
+    #[test]
+    fn cuts_leave_room_too() {
+        for (sink, windows) in [(0, &[None][..]), (16, &[None]), (40, &[None, Some(300)])] {
+            let plan = plan(sink, windows);
+            for context in plan.shortest_forgetful()..plan.shortest_forgetful() + 40 {
+                let (mut pages, mut sequence) = (Pages::default(), Sequence::new(&plan, 0));
+                let (most, mut freed) = (plan.most_after_forgetting(context), Vec::new());
+                // Pages of less than sixteen tokens, among the sinks and later.
+                for i in 0..80 {
+                    let chunks = [most, 1 + i % most, 16.min(most)];
+                    freed.extend(feed(&mut sequence, &chunks, context, &plan, &mut pages));
+                    let cut = sequence.len() - sequence.len().min(3 + 7 * i % 41);
+                    let _ = sequence.truncate(cut, &plan, &mut pages, &mut freed);
+                    let saved = sequence.saved(&pages);
+                    assert_eq!(saved.held_tokens(), sequence.held_tokens());
+                    saved.sections(&plan).expect("it can be saved");
+                }
+                sequence.clear(&mut pages, &mut freed);
+                assert_eq!(pages.in_use(), 0);
             }
         }
     }

@@ -123,9 +123,9 @@ impl SavedSequence {
         let held = self.len.checked_sub(self.gap.tokens);
         let tail = held.and_then(|held| held.checked_sub(ends[self.spans.len()]));
         ensure(tail.is_some_and(|tail| tail < plan.page + plan.tail), "a tail of another length")?;
-        let sinks = (0..self.spans.len()).take_while(|span| plan.new_age(ends[*span]) == Age::Sink).count();
-        let kept = if self.gap.is_none() { 0 } else { sinks };
-        ensure(self.gap.kept == kept && self.gap.moved <= self.gap.tokens, "other forgotten tokens")?;
+        let Gap { kept, tokens, moved } = self.gap;
+        let sinks = ends.get(kept).is_some_and(|end| *end <= plan.sink_pages * plan.page);
+        ensure(sinks && moved <= tokens && (tokens > 0 || kept == 0), "other forgotten tokens")?;
 
         ensure(self.held.len() == plan.windows.len(), "other windows")?;
         for (&held, window) in self.held.iter().zip(&plan.windows) {
@@ -139,7 +139,7 @@ impl SavedSequence {
         let held = self.held.iter().min().map_or(0, |first| self.spans.len() - first);
         ensure(self.ages.len() == held, "pages of no age")?;
         for (span, age) in self.aged() {
-            let known = match (age, plan.new_age(ends[span])) {
+            let known = match (age, plan.new_age(self.places(span).start)) {
                 (Age::Tier(tier), Age::Tier(_)) => tier <= plan.tiers.len(),
                 (age, new) => age == new,
             };
