@@ -176,6 +176,17 @@ mod tests {
 
     #[test]
     fn cuts_leave_room_too() {
+        // The page behind a cut sink begins among the sinks and ends behind them; but for it and the tail there is nothing.
+        let plan16 = plan(16, &[None]);
+        let (mut pages, mut sequence) = (Pages::default(), Sequence::new(&plan16, 0));
+        let context = plan16.shortest_forgetful();
+        feed(&mut sequence, &[16, 4], context, &plan16, &mut pages);
+        sequence.truncate(8, &plan16, &mut pages, &mut Vec::new()).unwrap();
+        feed(&mut sequence, &[1; 35], context, &plan16, &mut pages);
+        assert_eq!((sequence.spans(0).len(), sequence.tail_len()), (2, 19));
+        feed(&mut sequence, &[16], context, &plan16, &mut pages);
+        assert_eq!(sequence.forgotten(), 8..24);
+
         for (sink, windows) in [(0, &[None][..]), (16, &[None]), (40, &[None, Some(300)])] {
             let plan = plan(sink, windows);
             for context in plan.shortest_forgetful()..plan.shortest_forgetful() + 40 {
