@@ -2,11 +2,15 @@
 
 mod saved;
 mod state;
+mod turn;
 
 pub use state::State;
 
-use crate::{MatrixData, Segment};
+use crate::{Angles, MatrixData, Segment};
 use half::f16;
+use state::Snapshot;
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use torque_kv::{Age, Freed, LayerPlan, PageId, Plan, Sequence, Side, SidePlan, Span, centred};
 use torque_quant::attend::whole::{tile, tiled, untile};
 use torque_quant::{FormatOps, rotate};
@@ -78,6 +82,7 @@ impl MatrixData {
 
 /// A part: keys or values of one layer in one page, for every KV head its mean (f16, if the format is
 /// centred) and then its values `[tokens, head_dim]` in blocks of the format.
+#[derive(Clone)]
 pub struct Part {
     /// What the values are sealed in.
     pub format: &'static FormatOps,
@@ -104,7 +109,7 @@ impl Part {
     ) -> impl Iterator<Item = SealJob<'a>> {
         let (format, size) = (self.format, self.bytes.len() / side.heads);
         let heads = self.bytes.chunks_exact_mut(size).enumerate();
-        heads.map(move |(head, out)| SealJob { side, tokens, from: from(head), format, out })
+        heads.map(move |(head, out)| SealJob { side, tokens, from: from(head), turn: None, format, out })
     }
 
     /// Bytes of the part.
@@ -119,6 +124,8 @@ pub struct SealJob<'a> {
     tokens: usize,
     /// What it is stored in now, and how.
     from: (&'static FormatOps, &'a [u8]),
+    /// By what keys are turned on the way.
+    turn: Option<Angles<'a>>,
     format: &'static FormatOps,
     out: &'a mut [u8],
 }
@@ -129,6 +136,9 @@ impl SealJob<'_> {
         let mut values = vec![0.0; self.tokens * self.side.head_dim];
         let (format, bytes) = self.from;
         unseal_head(self.side, format, bytes, &mut values);
+        if let Some(angles) = &self.turn {
+            turn::keys(self.side, angles, &mut values);
+        }
         let blocks = take_mean(self.side, self.format, &mut values, self.out);
         let (block, bytes) = self.format.head_block(self.side.head_dim);
         if tiled(self.format.rotation, self.tokens, self.side.head_dim) {
@@ -263,6 +273,8 @@ pub struct Store {
     pages: Vec<Vec<Option<Vec<Part>>>>,
     /// `[slot][recurrent layer]`.
     states: Vec<Vec<State>>,
+    /// Snapshots that are kept with pages: of every recurrent layer one.
+    kept_states: BTreeMap<PageId, Vec<Arc<Snapshot>>>,
 }
 
 impl Store {
@@ -272,7 +284,7 @@ impl Store {
         let of_layer = |layer: &LayerPlan| layer.sides.iter().map(|s| Tail::new(s, capacity)).collect();
         let tails = (0..sequences).map(|_| plan.layers.iter().map(of_layer).collect()).collect();
         let states = (0..sequences).map(|_| plan.states.iter().map(State::new).collect()).collect();
-        Store { plan: plan.clone(), tails, pages: Vec::new(), states }
+        Store { plan: plan.clone(), tails, pages: Vec::new(), states, kept_states: BTreeMap::new() }
     }
 
     /// The tail a side of one layer is read from.

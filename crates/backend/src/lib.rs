@@ -13,7 +13,7 @@ pub mod suite;
 
 use bytes::Bytes;
 use std::ops::Range;
-use torque_kv::{Freed, PageId, Plan, Section, Sequence, Span};
+use torque_kv::{Freed, Moved, PageId, Plan, Section, Sequence, Span};
 use torque_quant::FormatOps;
 
 pub use scalar::Scalar;
@@ -54,6 +54,7 @@ pub enum RopePairs {
 }
 
 /// Cosines and sines of a batch's positions.
+#[derive(Clone, Copy)]
 pub struct Angles<'a> {
     /// Which channels form a pair.
     pub pairs: RopePairs,
@@ -63,6 +64,22 @@ pub struct Angles<'a> {
     pub channels: usize,
     /// `[rows, channels / 2]` of (cos, sin), any multiplier included.
     pub cos_sin: &'a [[f32; 2]],
+}
+
+impl Angles<'_> {
+    /// Turns the pairs of a head of row t.
+    pub fn turn(&self, t: usize, head: &mut [f32]) {
+        let (pairs, head) = (self.channels / 2, &mut head[self.first..]);
+        for (i, [cos, sin]) in self.cos_sin[t * pairs..][..pairs].iter().enumerate() {
+            let (i, j) = match self.pairs {
+                RopePairs::Interleaved => (2 * i, 2 * i + 1),
+                RopePairs::Halves => (i, i + pairs),
+            };
+            let (a, b) = (head[i], head[j]);
+            head[i] = a * cos - b * sin;
+            head[j] = a * sin + b * cos;
+        }
+    }
 }
 
 /// Runs of columns in every row, of equal width: run g begins at `first + g·stride`.
@@ -354,12 +371,22 @@ pub trait Backend: Send + Sync + 'static {
     /// Takes the state of recurrent layers back to the length of `sequence`, which was truncated or cleared
     /// just now: to the snapshot there, or to zero.
     fn rewind(&self, store: &mut Self::Store, sequence: &Sequence);
+    /// Keeps the snapshot that a sequence has at the end of a page together with the page.
+    fn keep_state(&self, store: &mut Self::Store, sequence: &Sequence, span: Span);
+    /// Makes the state of recurrent layers, and their one snapshot, what is kept with a page. `sequence` ends with the page
+    /// ([`Sequence::adopt`]).
+    fn take_state(&self, store: &mut Self::Store, sequence: &Sequence, page: PageId);
+    /// Frees what is kept with pages.
+    fn drop_states(&self, store: &mut Self::Store, pages: &[PageId]);
     /// Encodes the first rows of a tail as `span.page`, all layers, and drops them from the tail.
     /// `sequence` has made the page already ([`Sequence::seal`]).
     fn seal(&self, store: &mut Self::Store, sequence: &Sequence, span: Span);
     /// Encodes a page again in the formats of an older tier, and frees what it took before. The page is of that tier
     /// already ([`torque_kv::Pages::grow_old`]).
     fn reseal(&self, store: &mut Self::Store, page: PageId, tier: usize);
+    /// Turns keys as [`Backend::rope`] does, all by the one row of their layer's angles (`None`: they stay), and encodes them
+    /// again in the format they have. The moved parts, values included, are then those of [`Moved::to`].
+    fn turn(&self, store: &mut Self::Store, moved: &[Moved], angles: &[Option<Angles>]);
     /// Frees a page's parts of one window class.
     fn free(&self, store: &mut Self::Store, freed: &[Freed]);
     /// Copies a tail and the state of recurrent layers from one slot to another.

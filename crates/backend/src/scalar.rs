@@ -2,9 +2,9 @@
 //!
 //! It is never optimised. Other backends are tested against it, op by op.
 
-use crate::host::{State, Store, Tensor, unseal_head};
+use crate::host::{SealJob, State, Store, Tensor, unseal_head};
 use crate::*;
-use torque_kv::{Freed, PageId, Plan, Section, Sequence, Side, Span};
+use torque_kv::{Freed, Moved, PageId, Plan, Section, Sequence, Side, Span};
 use torque_quant::{FormatOps, rotate};
 
 /// The scalar backend.
@@ -109,24 +109,31 @@ fn largest(values: &[f32], n: usize) -> Vec<usize> {
     order
 }
 
-/// All keys or values of one head that a sequence holds for a layer, as numbers: (first position,
-/// `[tokens, head_dim]`), rotated if the side is. Values that lie in the keys come as whole keys.
-fn gather(store: &Store, layer: usize, side: Side, head: usize, sequence: &Sequence) -> (usize, Vec<f32>) {
+/// All keys or values of one head that a sequence holds for a layer, as numbers: (their positions, `[tokens, head_dim]`),
+/// rotated if the side is. Values that lie in the keys come as whole keys.
+fn gather(
+    store: &Store,
+    layer: usize,
+    side: Side,
+    head: usize,
+    sequence: &Sequence,
+) -> (Vec<usize>, Vec<f32>) {
     let plan = &store.plan.layers[layer];
     let side_plan = plan.side(side);
-    let spans = sequence.spans(plan.window_class);
-    let mut values = Vec::new();
-    for span in spans {
+    let (mut positions, mut values) = (Vec::new(), Vec::new());
+    for span in sequence.spans(plan.window_class) {
         let part = store.part(*span, layer, side);
         let mut page = vec![0.0; store.plan.page * side_plan.head_dim];
         unseal_head(side_plan, part.format, part.head(side_plan, head), &mut page);
         values.extend_from_slice(&page[..span.len * side_plan.head_dim]);
+        positions.extend(span.start..span.start + span.len);
     }
     let mut tail = vec![0.0; sequence.tail_len() * side_plan.head_dim];
     let rows = store.tail(sequence.slot, layer, side).rows(head, 0, sequence.tail_len());
     side_plan.exact.decode_row(rows, &mut tail);
     values.extend(tail);
-    (spans.first().map_or(sequence.tail_start(), |s| s.start), values)
+    positions.extend(sequence.tail_start()..sequence.len());
+    (positions, values)
 }
 
 impl Backend for Scalar {
@@ -261,21 +268,8 @@ impl Backend for Scalar {
     }
 
     fn rope(&self, angles: &Angles, head_dim: usize, x: &mut Tensor) {
-        let pairs = angles.channels / 2;
         for t in 0..x.rows() {
-            let row_angles = &angles.cos_sin[t * pairs..][..pairs];
-            for head in x.row_mut(t).chunks_exact_mut(head_dim) {
-                let head = &mut head[angles.first..];
-                for (i, [cos, sin]) in row_angles.iter().enumerate() {
-                    let (i, j) = match angles.pairs {
-                        RopePairs::Interleaved => (2 * i, 2 * i + 1),
-                        RopePairs::Halves => (i, i + pairs),
-                    };
-                    let (a, b) = (head[i], head[j]);
-                    head[i] = a * cos - b * sin;
-                    head[j] = a * sin + b * cos;
-                }
-            }
+            x.row_mut(t).chunks_exact_mut(head_dim).for_each(|head| angles.turn(t, head));
         }
     }
 
@@ -330,7 +324,7 @@ impl Backend for Scalar {
         let (q_rotation, v_rotation) = (rotation(k_side), rotation(v_side));
         for segment in segments {
             for kv_head in 0..plan.shape.heads {
-                let (first, keys) = gather(store, attention.layer, Side::K, kv_head, segment.sequence);
+                let (positions, keys) = gather(store, attention.layer, Side::K, kv_head, segment.sequence);
                 let (_, values) = gather(store, attention.layer, Side::V, kv_head, segment.sequence);
                 for (i, row) in segment.rows.clone().enumerate() {
                     let position = segment.position() + i;
@@ -340,7 +334,8 @@ impl Backend for Scalar {
                         if let Some(rotation) = &q_rotation {
                             rotation.forward(q);
                         }
-                        let visible = oldest.max(first) - first..position + 1 - first;
+                        let visible = positions.partition_point(|p| *p < oldest)
+                            ..positions.partition_point(|p| *p <= position);
                         let mut weights: Vec<f64> = keys
                             [visible.start * k_side.head_dim..visible.end * k_side.head_dim]
                             .chunks_exact(k_side.head_dim)
@@ -432,11 +427,24 @@ impl Backend for Scalar {
     fn rewind(&self, store: &mut Store, sequence: &Sequence) {
         store.rewind(sequence);
     }
+    fn keep_state(&self, store: &mut Store, sequence: &Sequence, span: Span) {
+        store.keep_state(sequence, span);
+    }
+    fn take_state(&self, store: &mut Store, sequence: &Sequence, page: PageId) {
+        store.take_state(sequence, page);
+    }
+    fn drop_states(&self, store: &mut Store, pages: &[PageId]) {
+        store.drop_states(pages);
+    }
     fn seal(&self, store: &mut Store, sequence: &Sequence, span: Span) {
         store.seal(sequence, span, |jobs| jobs.iter_mut().for_each(|job| job.run(FormatOps::encode_blocks)));
     }
     fn reseal(&self, store: &mut Store, page: PageId, tier: usize) {
         store.reseal(page, tier, |jobs| jobs.iter_mut().for_each(|job| job.run(FormatOps::encode_blocks)));
+    }
+    fn turn(&self, store: &mut Store, moved: &[Moved], angles: &[Option<Angles>]) {
+        let encode = |jobs: &mut [SealJob]| jobs.iter_mut().for_each(|job| job.run(FormatOps::encode_blocks));
+        store.turn(moved, angles, encode);
     }
     fn free(&self, store: &mut Store, freed: &[Freed]) {
         store.free(freed);

@@ -581,6 +581,24 @@ impl<'a, B: Backend> Cache<'a, B> {
         self.backend.copy_tail(&mut self.store, from, to.slot);
     }
 
+    /// Makes the second sequence forget two pages, and its sinks move up if it shall.
+    fn forget(&mut self, shift: bool) {
+        let (sequence, mut freed) = (&mut self.sequences[1], Vec::new());
+        let forgotten = sequence.forget(32, &self.plan, &mut self.pages, &mut freed);
+        assert_eq!(forgotten, 32, "two whole pages are there");
+        self.backend.free(&mut self.store, &freed);
+        if shift {
+            freed.clear();
+            let (distance, moved) = sequence.close_gap(&mut self.pages, &mut freed);
+            let turn = |i: usize| (distance as f32 / (1 + i) as f32).sin_cos();
+            let cos_sin: Vec<[f32; 2]> = (0..8).map(turn).map(|(s, c)| [c, s]).collect();
+            let angles = |pairs, first| Some(Angles { pairs, first, channels: 16, cos_sin: &cos_sin });
+            let (latent, plain) = (angles(RopePairs::Interleaved, 64), angles(RopePairs::Halves, 0));
+            self.backend.turn(&mut self.store, &moved, &[latent, plain, None]);
+            self.backend.free(&mut self.store, &freed);
+        }
+    }
+
     /// Saves the sequences, forgets them, and restores each in pages of its own and in the other's slot.
     fn save_and_restore(&mut self) {
         let saved = self.sequences.each_ref().map(|sequence| {
@@ -613,6 +631,115 @@ impl<'a, B: Backend> Cache<'a, B> {
         cut.expect("no window has dropped what is needed");
         self.backend.free(&mut self.store, &freed);
     }
+}
+
+/// Sequences that are full and forget: `backend` against the scalar backend. That they were saved and restored in between
+/// changes nothing, and a copy that shares the sinks keeps them where they were.
+pub fn check_forgetting<B: Backend>(backend: &B, tolerance: f32) {
+    for format in ["f32", "q8_0", "turbo3"] {
+        for shifts in [[true, true], [true, false], [false, false]] {
+            let expected = forgetful(&mut Cache::new(&Scalar, format), shifts, |_| {});
+            let found = forgetful(&mut Cache::new(backend, format), shifts, |_| {});
+            let restored =
+                forgetful(&mut Cache::new(backend, format), shifts, |cache| cache.save_and_restore());
+            assert!(found == restored, "{format}: restored sequences are others");
+            let what = format!("sequences in {format} that forget, {shifts:?}");
+            check_close(&what, &expected, &found, attention_tolerance(tolerance, [format; 2]));
+        }
+    }
+}
+
+/// A sequence forks; one of the two forgets twice, and moves its sinks or not. The outputs of the last token of each.
+fn forgetful<B: Backend>(
+    cache: &mut Cache<B>,
+    shifts: [bool; 2],
+    between: impl Fn(&mut Cache<B>),
+) -> Vec<f32> {
+    let tokens = |range: Range<u64>| range.collect::<Vec<_>>();
+    cache.feed(&[(0, &tokens(0..110))]);
+    cache.fork();
+    cache.forget(shifts[0]);
+    between(cache);
+    cache.feed(&[(0, &tokens(110..150)), (1, &tokens(300..310))]);
+    cache.forget(shifts[1]);
+    between(cache);
+    cache.feed(&[(1, &tokens(310..341)), (0, &tokens(150..151))]);
+    cache.feed(&[(0, &[151]), (1, &[341])])
+}
+
+/// Keys that are turned in their pages: in every format, every order of pairs and place in a head, `backend` against the
+/// scalar backend, and the scalar backend against keys that were turned before they came.
+pub fn check_turned_keys<B: Backend>(backend: &B, tolerance: f32) {
+    let cos_sin: Vec<[f32; 2]> = (0..8).map(|i| (0.3 + i as f32).sin_cos()).map(|(s, c)| [c, s]).collect();
+    let plain = KvLayer { heads: 2, head_dim: [64, 48], values_in_keys: false, window: None };
+    let latent = KvLayer { heads: 1, head_dim: [80, 64], values_in_keys: true, window: None };
+    let angles = |pairs, first| Angles { pairs, first, channels: 16, cos_sin: &cos_sin };
+    for format in FORMATS.iter().filter(|format| format.kv) {
+        for (layer, angles) in [
+            (plain, angles(RopePairs::Halves, 0)),
+            (plain, angles(RopePairs::Interleaved, 24)),
+            (latent, angles(RopePairs::Interleaved, 64)),
+        ] {
+            for to in [0, 1] {
+                let turned = |name| turned_keys(backend, layer, name, &angles, to, false);
+                let by_scalar = |name, before| turned_keys(&Scalar, layer, name, &angles, to, before);
+                let what = format!("{}, page {to} of {layer:?}", format.name);
+                let (expected, exact) = (by_scalar(format.name, false), by_scalar("f32", true));
+                let allowed = attention_tolerance(tolerance, [format.name; 2]);
+                check_close(&what, &expected, &turned(format.name), allowed);
+                let (error, bound) = (relative_error(&exact, &expected), 3.0 * error_bound(format));
+                assert!(error <= bound, "{what}: error {error} > {bound}");
+            }
+        }
+    }
+}
+
+/// The output of one token behind three sealed pages, when the keys of the first are turned and become, with its
+/// values, page `to`; or when all of that is done `before` they come.
+fn turned_keys<B: Backend>(
+    backend: &B,
+    layer: KvLayer,
+    format: &str,
+    angles: &Angles,
+    to: usize,
+    before: bool,
+) -> Vec<f32> {
+    const PAGE: usize = 16;
+    let plan = Plan::new(&Policy { page: PAGE, ..Policy::uniform(format, format).bare() }, &[layer]);
+    let plan = plan.expect("a valid case");
+    let (mut store, mut pages) = (backend.store(&plan, 1, 3 * PAGE), Pages::default());
+    let (mut sequence, mut random) = (Sequence::new(&plan, 0), Random(3));
+    let ([k_dim, v_dim], heads) = (layer.head_dim, 4);
+    let attention = Attention { layer: 0, heads, scale: 0.2, softcap: None, sinks: None };
+    let mut result = Vec::new();
+    for rows in [3 * PAGE, 1] {
+        let (mut k, mut v) =
+            (random.gausses(rows * layer.heads * k_dim), random.gausses(rows * layer.heads * v_dim));
+        if before && rows > 1 {
+            for (values, width) in [(&mut k, k_dim), (&mut v, v_dim)] {
+                let page = PAGE * layer.heads * width;
+                values.copy_within(..page, to * page);
+            }
+            let keys = &mut k[to * PAGE * layer.heads * k_dim..][..PAGE * layer.heads * k_dim];
+            keys.chunks_exact_mut(k_dim).for_each(|key| angles.turn(0, key));
+        }
+        let (k, v) = (from_host(backend, rows, &k), from_host(backend, rows, &v));
+        let mut q = from_host(backend, rows, &random.gausses(rows * heads * k_dim));
+        let mut out = from_host(backend, rows, &vec![f32::NAN; rows * heads * v_dim]);
+        sequence.append(rows);
+        let segment = Segment { rows: 0..rows, sequence: &sequence };
+        backend.append(&mut store, 0, &segment, &k, &v);
+        backend.attention(&store, &attention, &[segment], &mut q, &mut out);
+        result = to_host(backend, &out, rows * heads * v_dim);
+        while let Some(span) = sequence.seal(&plan, &mut pages) {
+            backend.seal(&mut store, &sequence, span);
+        }
+        if rows > 1 && !before {
+            let [from, to] = [0, to].map(|page| sequence.span(page).page);
+            backend.turn(&mut store, &[Moved { from, to, window_class: 0 }], &[Some(*angles)]);
+        }
+    }
+    result
 }
 
 /// The ops on single rows against the scalar backend, at widths with and without a rest.

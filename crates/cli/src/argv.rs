@@ -1,11 +1,14 @@
-//! llama.cpp's short flags of several letters (`-ctk`), which clap has no notion of: each is replaced by its long
-//! name before parsing. Their help says so.
+//! llama.cpp's short flags of several letters (`-ctk`), which clap has no notion of, and flags that say a value
+//! (`--context-shift`): each is replaced by its long name before parsing. Their help says so.
 
 use std::ffi::OsString;
 
-/// Short and long names. Those of the second half are not flags of Torque: under its long name, the message about an
+/// Their names and ours. Those of the second half are not flags of Torque: under its long name, the message about an
 /// unknown flag names what was typed, where clap would take `-ngl 99` for `-n gl`.
 const NAMES: &[(&str, &str)] = &[
+    ("--context-shift", "--context-overflow=shift"),
+    ("--no-context-shift", "--context-overflow=stop"),
+    ("-cram", "--cache-ram"),
     ("-ctk", "--cache-type-k"),
     ("-ctv", "--cache-type-v"),
     ("-sp", "--special"),
@@ -50,6 +53,7 @@ mod tests {
         };
         check("run -ctk q8_0 -n 3", "run --cache-type-k q8_0 -n 3");
         check("run -ctv=turbo3", "run --cache-type-v=turbo3");
+        check("run --context-shift", "run --context-overflow=shift");
         check("run -ngl 99", "run --n-gpu-layers 99");
         check("run -c 5 -- -ctk", "run -c 5 -- -ctk");
     }

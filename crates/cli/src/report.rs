@@ -65,6 +65,20 @@ pub fn verbose(engine: &Engine, session: &Session, policy: &Policy) -> anyhow::R
     Ok(())
 }
 
+/// What a session has forgotten, if it has.
+pub fn forgotten(session: &Session) {
+    let forgotten = session.forgotten();
+    if !forgotten.is_empty() {
+        note!(
+            "the context of {} tokens was full: of {} tokens, {} behind the first {} are forgotten",
+            thousands(session.context() as u64),
+            thousands(session.tokens().len() as u64),
+            thousands(forgotten.len() as u64),
+            thousands(forgotten.start as u64)
+        );
+    }
+}
+
 /// `1 thread`, `2 threads`.
 pub fn threads(engine: &Engine) -> String {
     let n = engine.threads();
@@ -119,6 +133,8 @@ pub fn fits(plan: &Plan) -> String {
 /// What a prompt and its continuation took.
 pub struct Speed {
     prompt_tokens: usize,
+    /// Tokens before them that were there already.
+    reused: usize,
     prompt_time: Duration,
     generation: Option<Generation>,
     /// Bytes that decoding reads, a token, on average.
@@ -128,7 +144,12 @@ pub struct Speed {
 impl Speed {
     /// After a prompt, before decoding.
     pub fn of_prompt(tokens: usize, time: Duration) -> Speed {
-        Speed { prompt_tokens: tokens, prompt_time: time, generation: None, bytes_per_token: 0.0 }
+        Speed { prompt_tokens: tokens, reused: 0, prompt_time: time, generation: None, bytes_per_token: 0.0 }
+    }
+
+    /// Adds how many tokens before the prompt need not be read.
+    pub fn reused(self, tokens: usize) -> Speed {
+        Speed { reused: tokens, ..self }
     }
 
     /// Adds what decoding took. `kv_before` is what decoding read of the KV cache at its beginning.
@@ -163,6 +184,9 @@ impl Speed {
     pub fn line(&self, session: &Session, policy: &Policy) -> String {
         let mut line =
             format!("prompt {} tokens, {} tokens/s", thousands(self.prompt_tokens as u64), self.prompt());
+        if self.reused > 0 {
+            line += &format!(", {} more reused", thousands(self.reused as u64));
+        }
         if let Some(generation) = self.generation {
             let (tokens, decode) = (thousands(generation.tokens as u64), self.decode());
             line += &format!(" · decode {tokens} tokens, {decode} tokens/s, {:.2} GB/s", self.gigabytes());

@@ -23,7 +23,7 @@ use torque_backend::host::{SealJob, Store, Tensor};
 use torque_backend::{
     Activation, Angles, Attention, Backend, DeltaNet, Experts, MatrixData, Routing, Runs, Segment,
 };
-use torque_kv::{Freed, PageId, Plan, Section, Sequence, Span};
+use torque_kv::{Freed, Moved, PageId, Plan, Section, Sequence, Span};
 use torque_quant::FormatOps;
 use torque_simd::Level;
 
@@ -218,11 +218,23 @@ impl Backend for Cpu {
     fn rewind(&self, store: &mut Store, sequence: &Sequence) {
         store.rewind(sequence);
     }
+    fn keep_state(&self, store: &mut Store, sequence: &Sequence, span: Span) {
+        store.keep_state(sequence, span);
+    }
+    fn take_state(&self, store: &mut Store, sequence: &Sequence, page: PageId) {
+        store.take_state(sequence, page);
+    }
+    fn drop_states(&self, store: &mut Store, pages: &[PageId]) {
+        store.drop_states(pages);
+    }
     fn seal(&self, store: &mut Store, sequence: &Sequence, span: Span) {
         store.seal(sequence, span, |jobs| self.encode(jobs));
     }
     fn reseal(&self, store: &mut Store, page: PageId, tier: usize) {
         store.reseal(page, tier, |jobs| self.encode(jobs));
+    }
+    fn turn(&self, store: &mut Store, moved: &[Moved], angles: &[Option<Angles>]) {
+        store.turn(moved, angles, |jobs| self.encode(jobs));
     }
     fn free(&self, store: &mut Store, freed: &[Freed]) {
         store.free(freed);

@@ -78,6 +78,14 @@ fn sequences_share_pages_are_cut_and_go_on() {
 }
 
 #[test]
+fn full_sequences_forget_and_go_on() {
+    for backend in backends() {
+        suite::check_forgetting(&backend, TOLERANCE);
+        suite::check_turned_keys(&backend, TOLERANCE);
+    }
+}
+
+#[test]
 fn delta_net_agrees_on_every_instruction_set() {
     suite::check_delta_net(&backends(), TOLERANCE);
 }

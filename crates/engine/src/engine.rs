@@ -180,9 +180,18 @@ impl Engine {
     /// A new sequence. A context that is asked for must fit in memory; the default one is the model's
     /// own, or what fits.
     pub fn session(&self, options: &SessionOptions) -> Result<Session, Error> {
+        Ok(self.sessions(options, 1)?.pop().expect("one session"))
+    }
+
+    /// Some sequences of one cache: what one of them has computed, another whose text begins alike takes
+    /// ([`Session::feed`]). Each takes one text after another; a server has one for every request it works on at once.
+    pub fn sessions(&self, options: &SessionOptions, sequences: usize) -> Result<Vec<Session>, Error> {
         let plan = self.plan(&options.policy)?;
         let batch = options.batch.max(1);
-        let available = available_memory() as usize;
+        let free = available_memory() as usize;
+        // What may be kept for later does not crowd out what is needed now.
+        let prefix_bytes = options.prefix_bytes.min(free / 4);
+        let available = (free - prefix_bytes) / sequences.max(1);
         let fits = plan.context_that_fits(available, batch);
         let context = match options.context {
             Some(context) if context > fits => {
@@ -198,8 +207,15 @@ impl Engine {
         };
         let batch = batch.min(context.max(1));
         let policy = options.policy.clone();
-        let context = self.model.context(ContextOptions { context, batch, sequences: 1, policy })?;
-        Ok(Session::new(context, self.file.clone(), self.config().vocabulary))
+        let running = self.model.context(ContextOptions {
+            context,
+            batch,
+            sequences,
+            policy,
+            overflow: options.overflow,
+            prefix_bytes,
+        })?;
+        Ok(Session::of(running, &self.file, self.config().vocabulary))
     }
 }
 

@@ -66,7 +66,7 @@ pub fn generate(
         if request.max_tokens.is_some_and(|max| tokens >= max) {
             break Finish::Length;
         }
-        if session.tokens().len() >= session.context() {
+        if session.is_full() {
             break Finish::Context;
         }
         let token = sampler.sample(session.logits());

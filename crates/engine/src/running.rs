@@ -1,9 +1,10 @@
 //! Models of every backend behind one object, so that nothing above is generic.
 
 use crate::saved::Fault;
+use std::ops::Range;
 use std::sync::Arc;
 use torque_backend::Backend;
-use torque_kv::{Plan, Policy, SavedSequence, Section};
+use torque_kv::{Plan, SavedSequence, Section};
 use torque_model::{Config, Context, ContextOptions, Error, Model};
 
 /// A model on some backend.
@@ -24,7 +25,6 @@ pub(crate) type ReadSection<'a> = dyn FnMut(Section, &mut [u8]) -> Result<(), Fa
 /// A model with the state of its sequences. See [`Context`].
 pub(crate) trait Running: Send {
     fn plan(&self) -> &Plan;
-    fn policy(&self) -> &Policy;
     fn forward(&mut self, batch: &[(usize, &[u32])]) -> Result<(), Error>;
     fn prefill(
         &mut self,
@@ -33,17 +33,22 @@ pub(crate) trait Running: Send {
         progress: &mut dyn FnMut(usize) -> bool,
     ) -> Result<(), Error>;
     fn logits(&mut self, rows: &[usize], out: &mut Vec<f32>);
-    /// Tokens a sequence may grow to.
-    fn context(&self) -> usize;
-    /// Tokens in a forward pass.
-    fn batch(&self) -> usize;
+    fn options(&self) -> &ContextOptions;
+    fn forgotten(&self, sequence: usize) -> Range<usize>;
+    fn reuse(&mut self, sequence: usize, text: &[u32]) -> usize;
     fn truncate(&mut self, sequence: usize, to: usize) -> Result<usize, Error>;
     fn clear(&mut self, sequence: usize);
     fn kv_bytes(&self) -> (usize, usize);
-    fn kv_read_bytes(&self) -> usize;
-    fn saved(&self) -> (SavedSequence, Vec<(Section, usize)>);
-    fn export(&self, section: Section, out: &mut [u8]);
-    fn restore(&mut self, saved: &SavedSequence, read: &mut ReadSection) -> Result<(), Fault>;
+    fn kv_read_bytes(&self, sequence: usize) -> usize;
+    fn saved(&self, sequence: usize) -> (SavedSequence, Vec<(Section, usize)>);
+    fn export(&self, sequence: usize, section: Section, out: &mut [u8]);
+    fn restore(
+        &mut self,
+        sequence: usize,
+        saved: &SavedSequence,
+        text: &[u32],
+        read: &mut ReadSection,
+    ) -> Result<(), Fault>;
     fn rope_frequencies(&self) -> Vec<f32>;
 }
 
@@ -84,9 +89,6 @@ impl<B: Backend> Running for Context<B> {
     fn plan(&self) -> &Plan {
         self.plan()
     }
-    fn policy(&self) -> &Policy {
-        &self.options().policy
-    }
     fn forward(&mut self, batch: &[(usize, &[u32])]) -> Result<(), Error> {
         self.forward(batch)
     }
@@ -101,11 +103,14 @@ impl<B: Backend> Running for Context<B> {
     fn logits(&mut self, rows: &[usize], out: &mut Vec<f32>) {
         self.logits(rows, out);
     }
-    fn context(&self) -> usize {
-        self.options().context
+    fn options(&self) -> &ContextOptions {
+        self.options()
     }
-    fn batch(&self) -> usize {
-        self.options().batch
+    fn forgotten(&self, sequence: usize) -> Range<usize> {
+        self.forgotten(sequence)
+    }
+    fn reuse(&mut self, sequence: usize, text: &[u32]) -> usize {
+        self.reuse(sequence, text)
     }
     fn truncate(&mut self, sequence: usize, to: usize) -> Result<usize, Error> {
         self.truncate(sequence, to)
@@ -116,17 +121,23 @@ impl<B: Backend> Running for Context<B> {
     fn kv_bytes(&self) -> (usize, usize) {
         self.kv_bytes()
     }
-    fn kv_read_bytes(&self) -> usize {
-        self.kv_read_bytes(0)
+    fn kv_read_bytes(&self, sequence: usize) -> usize {
+        self.kv_read_bytes(sequence)
     }
-    fn saved(&self) -> (SavedSequence, Vec<(Section, usize)>) {
-        self.saved(0)
+    fn saved(&self, sequence: usize) -> (SavedSequence, Vec<(Section, usize)>) {
+        self.saved(sequence)
     }
-    fn export(&self, section: Section, out: &mut [u8]) {
-        self.export(0, section, out);
+    fn export(&self, sequence: usize, section: Section, out: &mut [u8]) {
+        self.export(sequence, section, out);
     }
-    fn restore(&mut self, saved: &SavedSequence, read: &mut ReadSection) -> Result<(), Fault> {
-        self.restore(0, saved, read)
+    fn restore(
+        &mut self,
+        sequence: usize,
+        saved: &SavedSequence,
+        text: &[u32],
+        read: &mut ReadSection,
+    ) -> Result<(), Fault> {
+        self.restore(sequence, saved, text, read)
     }
     fn rope_frequencies(&self) -> Vec<f32> {
         self.rope_frequencies().collect()

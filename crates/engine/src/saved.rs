@@ -119,13 +119,13 @@ impl Session {
     }
 
     fn write(&self, note: &str, out: &mut dyn Write) -> io::Result<u64> {
-        let (sequence, sections) = self.running.saved();
+        let (sequence, sections) = self.running().saved(self.sequence);
         let header = Header {
             model: self.file.name(),
             fingerprint: self.file.fingerprint(),
             context: self.context(),
             ropes: ropes(self),
-            policy: self.running.policy().clone(),
+            policy: self.policy().clone(),
             sequence,
             logits: !self.logits.is_empty(),
             note: note.into(),
@@ -149,7 +149,7 @@ impl Session {
         let mut buffer = Vec::new();
         for (what, bytes) in sections {
             buffer.resize(bytes, 0);
-            self.running.export(what, &mut buffer);
+            self.running().export(self.sequence, what, &mut buffer);
             section(&buffer)?;
         }
         Ok(total)
@@ -157,31 +157,30 @@ impl Session {
 
     /// Makes an empty session what a file holds; the note.
     fn read(&mut self, header: Header, file: &mut Reader<impl Read>) -> Result<String, Fault> {
-        if let Some((flag, saved, asked)) = difference(&header.policy, self.running.policy()) {
+        if let Some((flag, saved, asked)) = difference(&header.policy, self.policy()) {
             return Err(Fault::Policy { flag, saved, asked });
         }
-        let (tokens, context) = (header.sequence.len, self.context());
+        header.sequence.sections(self.plan())?;
+        let (tokens, context) = (header.sequence.held_tokens(), self.context());
         if tokens > context {
             return Err(Fault::Context { tokens, context });
         }
         if header.ropes != ropes(self) {
             return Err(Fault::Rope { saved: header.context, asked: context });
         }
-        header.sequence.sections(self.plan())?;
         let values = |bytes: Vec<u8>| bytes.as_chunks().0.iter().map(|x| u32::from_le_bytes(*x)).collect();
-        let mut section = vec![0; 4 * tokens];
-        file.section(|| "its list of tokens".into(), &mut section)?;
-        let tokens: Vec<u32> = values(section);
+        let bytes = (header.sequence.len as u64).saturating_mul(4);
+        let tokens: Vec<u32> = values(file.section_of(|| "its list of tokens".into(), bytes)?);
         if let Some(token) = tokens.iter().find(|token| **token as usize >= self.vocabulary) {
             return Err(Fault::Damaged(format!("token {token} is not one of {}", self.vocabulary)));
         }
         let mut section = vec![0; if header.logits { 4 * self.vocabulary } else { 0 }];
         file.section(|| "its row of logits".into(), &mut section)?;
         let logits: Vec<u32> = values(section);
-        self.running.restore(&header.sequence, &mut |section, out| {
+        self.running().restore(self.sequence, &header.sequence, &tokens, &mut |section, out| {
             let name = || match section {
                 Section::Page { span, .. } => {
-                    let tokens = header.sequence.positions(span);
+                    let tokens = header.sequence.places(span);
                     format!("page {span} (tokens {} to {})", tokens.start, tokens.end - 1)
                 }
                 Section::Tail => "its open tail".into(),
@@ -228,7 +227,7 @@ fn check_model(header: &Header, engine: &Engine) -> Result<(), Fault> {
 
 /// Hash of the rotary embeddings' frequencies.
 fn ropes(session: &Session) -> String {
-    let frequencies = session.running.rope_frequencies();
+    let frequencies = session.running().rope_frequencies();
     let bytes: Vec<u8> = frequencies.iter().flat_map(|frequency| frequency.to_le_bytes()).collect();
     format!("{:016x}", xxh3_64(&bytes))
 }
@@ -297,15 +296,36 @@ impl<R: Read> Reader<R> {
 
     /// Reads the next section, which must be as long as `out`.
     fn section(&mut self, what: impl Fn() -> String, out: &mut [u8]) -> Result<(), Fault> {
-        let mut start = [0; 16];
-        self.fill(&what, &mut start)?;
-        let (length, checksum) = start.split_at(8);
-        if length != (out.len() as u64).to_le_bytes() {
-            return Err(Fault::Damaged(format!("{} has another length", what())));
-        }
+        let checksum = self.section_start(&what, out.len() as u64)?;
         self.fill(&what, out)?;
+        self.section_end(&what, checksum, out)
+    }
+
+    /// Reads the next section, of a length that only the header says: what is not in the file takes no memory.
+    fn section_of(&mut self, what: impl Fn() -> String, bytes: u64) -> Result<Vec<u8>, Fault> {
+        let checksum = self.section_start(&what, bytes)?;
+        let mut out = Vec::new();
+        self.file.by_ref().take(bytes).read_to_end(&mut out)?;
+        if (out.len() as u64) < bytes {
+            return Err(cut_off(what()));
+        }
+        self.section_end(&what, checksum, &out).map(|()| out)
+    }
+
+    /// The checksum of the next section.
+    fn section_start(&mut self, what: &impl Fn() -> String, bytes: u64) -> Result<u64, Fault> {
+        let mut start = [0; 16];
+        self.fill(what, &mut start)?;
+        let [length, checksum] = *start.as_chunks().0 else { unreachable!("sixteen bytes are two numbers") };
+        match u64::from_le_bytes(length) == bytes {
+            true => Ok(u64::from_le_bytes(checksum)),
+            false => Err(Fault::Damaged(format!("{} has another length", what()))),
+        }
+    }
+
+    fn section_end(&mut self, what: &impl Fn() -> String, checksum: u64, bytes: &[u8]) -> Result<(), Fault> {
         self.sections += 1;
-        match xxh3_64_with_seed(out, self.sections - 1).to_le_bytes() == checksum {
+        match xxh3_64_with_seed(bytes, self.sections - 1) == checksum {
             true => Ok(()),
             false => Err(changed(what())),
         }

@@ -1,10 +1,12 @@
-//! One sequence: its tokens, its KV cache and the logits of its last token.
+//! One sequence: its tokens, its KV cache and the logits of its last token; and what several of them share.
 
 use crate::error::Error;
 use crate::model_file::ModelFile;
 use crate::running::Running;
-use std::sync::Arc;
-use torque_kv::{Plan, Policy};
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard};
+use torque_kv::{Overflow, Plan, Policy};
+use torque_model::ContextOptions;
 
 /// How to run a sequence.
 #[derive(Clone, Debug)]
@@ -15,17 +17,43 @@ pub struct SessionOptions {
     pub batch: usize,
     /// What the KV cache is sealed in.
     pub policy: Policy,
+    /// What it does when it has grown so far.
+    pub overflow: Overflow,
+    /// Bytes of pages that no session holds any more, kept for texts that begin as theirs did.
+    pub prefix_bytes: usize,
 }
 
 impl Default for SessionOptions {
     fn default() -> Self {
-        SessionOptions { context: None, batch: 512, policy: Policy::default() }
+        SessionOptions {
+            context: None,
+            batch: 512,
+            policy: Policy::default(),
+            overflow: Overflow::Stop,
+            prefix_bytes: 0,
+        }
+    }
+}
+
+/// A cache and the sequences in it, which sessions have one each of. They take turns: a pass of one waits for those of
+/// others.
+pub(crate) struct Cache {
+    running: Mutex<Box<dyn Running>>,
+    plan: Plan,
+    options: ContextOptions,
+}
+
+impl Cache {
+    fn running(&self) -> MutexGuard<'_, Box<dyn Running>> {
+        self.running.lock().expect("no pass panics")
     }
 }
 
 /// One sequence.
 pub struct Session {
-    pub(crate) running: Box<dyn Running>,
+    pub(crate) cache: Arc<Cache>,
+    /// Which of the cache it is.
+    pub(crate) sequence: usize,
     /// The model's.
     pub(crate) file: Arc<ModelFile>,
     pub(crate) tokens: Vec<u32>,
@@ -33,12 +61,36 @@ pub struct Session {
     pub(crate) vocabulary: usize,
 }
 
+impl Drop for Session {
+    fn drop(&mut self) {
+        // After a panic in another session's pass the cache is of no use to anybody.
+        if let Ok(mut running) = self.cache.running.lock() {
+            running.clear(self.sequence);
+        }
+    }
+}
+
 impl Session {
-    pub(crate) fn new(running: Box<dyn Running>, file: Arc<ModelFile>, vocabulary: usize) -> Session {
-        Session { running, file, tokens: Vec::new(), logits: Vec::new(), vocabulary }
+    /// The sessions of a cache, one for each of its sequences.
+    pub(crate) fn of(running: Box<dyn Running>, file: &Arc<ModelFile>, vocabulary: usize) -> Vec<Session> {
+        let (plan, options) = (running.plan().clone(), running.options().clone());
+        let cache = Arc::new(Cache { plan, options, running: Mutex::new(running) });
+        let session = |sequence| Session {
+            cache: cache.clone(),
+            sequence,
+            file: file.clone(),
+            tokens: Vec::new(),
+            logits: Vec::new(),
+            vocabulary,
+        };
+        (0..cache.options.sequences).map(session).collect()
     }
 
-    /// The tokens so far.
+    pub(crate) fn running(&self) -> MutexGuard<'_, Box<dyn Running>> {
+        self.cache.running()
+    }
+
+    /// The tokens so far, also those that are forgotten.
     pub fn tokens(&self) -> &[u32] {
         &self.tokens
     }
@@ -50,22 +102,43 @@ impl Session {
 
     /// Tokens the sequence may grow to.
     pub fn context(&self) -> usize {
-        self.running.context()
+        self.cache.options.context
+    }
+
+    /// The tokens that the sequence has forgotten, because it was full.
+    pub fn forgotten(&self) -> Range<usize> {
+        self.running().forgotten(self.sequence)
+    }
+
+    /// What the sequence does when it is full.
+    pub fn overflow(&self) -> Overflow {
+        self.cache.options.overflow
+    }
+
+    /// Whether no further token has a place.
+    pub fn is_full(&self) -> bool {
+        let held = self.tokens.len() - self.forgotten().len();
+        self.overflow() == Overflow::Stop && held >= self.context()
     }
 
     /// The plan of the KV cache.
     pub fn plan(&self) -> &Plan {
-        self.running.plan()
+        &self.cache.plan
     }
 
-    /// Bytes the KV cache holds now: (sealed pages, open tail).
+    /// What the KV cache is sealed in.
+    pub fn policy(&self) -> &Policy {
+        &self.cache.options.policy
+    }
+
+    /// Bytes the KV cache holds now: (sealed pages, open tails), of all its sessions.
     pub fn kv_bytes(&self) -> (usize, usize) {
-        self.running.kv_bytes()
+        self.running().kv_bytes()
     }
 
     /// Bytes of KV that decoding the next token reads.
     pub fn kv_read_bytes(&self) -> usize {
-        self.running.kv_read_bytes()
+        self.running().kv_read_bytes(self.sequence)
     }
 
     /// Adds tokens and computes the logits after the last one.
@@ -81,15 +154,17 @@ impl Session {
         progress: &mut dyn FnMut(usize) -> bool,
     ) -> Result<usize, Error> {
         let mut last_chunk = 0;
-        let (mut done, batch) = (0, self.running.batch());
-        let result = self.running.prefill(0, tokens, &mut |n| {
+        let (mut done, batch) = (0, self.cache.options.batch);
+        // Logits are those of the last pass, so no other may come between.
+        let mut running = self.cache.running();
+        let result = running.prefill(self.sequence, tokens, &mut |n| {
             (last_chunk, done) = (n - done, n);
             progress(n)
         });
         self.tokens.extend(&tokens[..done]);
         debug_assert!(last_chunk <= batch);
         if done > 0 {
-            self.running.logits(&[last_chunk - 1], &mut self.logits);
+            running.logits(&[last_chunk - 1], &mut self.logits);
         }
         result?;
         Ok(done)
@@ -103,16 +178,17 @@ impl Session {
         row: &mut dyn FnMut(usize, &[f32]) -> bool,
     ) -> Result<(), Error> {
         let mut done = 0;
-        for chunk in tokens.chunks(self.running.batch()) {
-            self.running.forward(&[(0, chunk)])?;
+        for chunk in tokens.chunks(self.cache.options.batch) {
+            let mut running = self.cache.running();
+            running.forward(&[(self.sequence, chunk)])?;
             self.tokens.extend(chunk);
             // A few rows at a time: logits are wide.
             for first in (0..chunk.len()).step_by(16) {
                 let rows: Vec<usize> = (first..chunk.len().min(first + 16)).collect();
-                self.running.logits(&rows, &mut self.logits);
+                running.logits(&rows, &mut self.logits);
                 for logits in self.logits.chunks_exact(self.vocabulary) {
                     if !row(done, logits) {
-                        self.running.logits(&[chunk.len() - 1], &mut self.logits);
+                        running.logits(&[chunk.len() - 1], &mut self.logits);
                         return Ok(());
                     }
                     done += 1;
@@ -124,26 +200,39 @@ impl Session {
         Ok(())
     }
 
-    /// Goes back to the longest common prefix with `tokens`, less one token so that logits can be
-    /// computed anew, or as far as [`Session::rewind`] must; returns the length. A session of just these tokens stays
-    /// as it is.
-    pub fn rewind_to_prefix_of(&mut self, tokens: &[u32]) -> usize {
+    /// Makes this a session of the longest beginning of a text that is computed, and returns its length: what the session
+    /// has of it, or what its cache has of other sessions, and of former ones within [`SessionOptions::prefix_bytes`].
+    /// A token at least is left, so that logits can be computed. A session of just these tokens stays as it is.
+    pub fn reuse(&mut self, tokens: &[u32]) -> usize {
         if self.tokens == tokens && !self.logits.is_empty() {
             return tokens.len();
         }
-        let common = self.tokens.iter().zip(tokens).take_while(|(a, b)| a == b).count();
-        self.rewind(common.min(tokens.len().saturating_sub(1)))
+        let kept = self.running().reuse(self.sequence, tokens);
+        if kept != self.tokens.len() || !tokens.starts_with(&self.tokens) {
+            self.logits.clear();
+            self.tokens.clear();
+            self.tokens.extend_from_slice(&tokens[..kept]);
+        }
+        kept
+    }
+
+    /// Makes this a session of just these tokens, and returns how many of them need not be computed
+    /// ([`Session::reuse`]).
+    pub fn feed(&mut self, tokens: &[u32]) -> Result<usize, Error> {
+        let reused = self.reuse(tokens);
+        self.append(&tokens[reused..])?;
+        Ok(reused)
     }
 
     /// Forgets tokens from position `to` on, or from where the model can go back to: of a recurrent state only
-    /// snapshots are left, and where a sliding window has dropped what the rest would see, nothing is. Returns
+    /// snapshots are left, and where what the rest would see is forgotten or a sliding window has dropped it, nothing is. Returns
     /// the tokens left.
     pub fn rewind(&mut self, to: usize) -> usize {
         if to < self.tokens.len() {
             self.logits.clear();
-            let left = if to == 0 { None } else { self.running.truncate(0, to).ok() };
+            let left = if to == 0 { None } else { self.running().truncate(self.sequence, to).ok() };
             if left.is_none() {
-                self.running.clear(0);
+                self.running().clear(self.sequence);
             }
             self.tokens.truncate(left.unwrap_or(0));
         }
@@ -156,7 +245,7 @@ impl Session {
         let to = to.min(self.tokens.len());
         let mut again = self.tokens[..to].to_vec();
         again.drain(..self.rewind(to));
-        let result = self.running.prefill(0, &again, &mut |_| true);
+        let result = self.running().prefill(self.sequence, &again, &mut |_| true);
         result.expect("tokens that were there before fit and are of the vocabulary");
         self.tokens.extend(again);
     }

@@ -48,7 +48,12 @@ fn rows_are_those_of_two_sessions() {
     for cell in &cells {
         let chunk = chunks.tokens(cell.chunk);
         let logits = |policy: &Policy| {
-            let options = SessionOptions { context: Some(160), batch: BATCH, policy: policy.clone() };
+            let options = SessionOptions {
+                context: Some(160),
+                batch: BATCH,
+                policy: policy.clone(),
+                ..SessionOptions::default()
+            };
             let mut rows: Vec<Vec<f32>> = Vec::new();
             let row = &mut |_: usize, logits: &[f32]| {
                 rows.push(logits.to_vec());

@@ -24,7 +24,12 @@ fn open(file: &str, backend: BackendKind) -> Engine {
 }
 
 fn exact(context: usize) -> SessionOptions {
-    SessionOptions { context: Some(context), batch: 64, policy: Policy::uniform("f32", "f32") }
+    SessionOptions {
+        context: Some(context),
+        batch: 64,
+        policy: Policy::uniform("f32", "f32"),
+        ..SessionOptions::default()
+    }
 }
 
 fn max_difference(a: &[f32], b: &[f32]) -> f32 {
@@ -228,7 +233,8 @@ fn a_rewound_session_is_a_fresh_one() {
             let engine = open(file, backend);
             // In f32, or roundings of the cache would be amplified.
             for policy in [Policy::uniform("f32", "f32"), short_pages("f32", "f32")] {
-                let options = SessionOptions { context: Some(128), batch: 32, policy };
+                let options =
+                    SessionOptions { context: Some(128), batch: 32, policy, ..SessionOptions::default() };
                 let base: Vec<u32> = (0..70).map(|i| (i * 37 + 11) % 300).collect();
                 let mut session = prompted(&engine, &base, &options);
                 // Other endings, the same text, a prefix, and nothing in common.
@@ -236,7 +242,7 @@ fn a_rewound_session_is_a_fresh_one() {
                     let what = format!("{file} on {name}: {keep} kept, {new} new");
                     let text: Vec<u32> =
                         base[..keep].iter().copied().chain((0..new).map(|i| (i * 13 + 2) % 300)).collect();
-                    let kept = session.rewind_to_prefix_of(&text);
+                    let kept = session.reuse(&text);
                     assert!(kept < text.len(), "{what}: a token is left to run");
                     assert_eq!(session.tokens(), &text[..kept], "{what}");
                     // Logits of a token that is gone are gone.
@@ -246,7 +252,7 @@ fn a_rewound_session_is_a_fresh_one() {
                     let difference = max_difference(fresh.logits(), session.logits());
                     assert!(difference < 1e-5, "{what}: {difference:e}");
                     assert_eq!(session.tokens(), fresh.tokens(), "{what}");
-                    session.rewind_to_prefix_of(&base);
+                    session.reuse(&base);
                     session.append(&base[session.tokens().len()..]).unwrap();
                 }
             }
@@ -263,7 +269,7 @@ fn a_truncated_session_has_the_tokens_asked_for() {
     {
         let engine = open(file, BackendKind::Cpu);
         let policy = Policy { page: 16, ..Policy::uniform("f32", "f32").bare() };
-        let options = SessionOptions { context: Some(128), batch: 32, policy };
+        let options = SessionOptions { context: Some(128), batch: 32, policy, ..SessionOptions::default() };
         let tokens: Vec<u32> = (0..90).map(|i| (i * 37 + 11) % 300).collect();
         for to in [89, 64, 33, 1, 0, 200] {
             let mut session = prompted(&engine, &tokens, &options);
@@ -284,13 +290,13 @@ fn a_prefix_is_not_run_again() {
     let engine = open("zoo/llama-hd64.gguf", BackendKind::Cpu);
     let tokens: Vec<u32> = (0..60).collect();
     let mut session = prompted(&engine, &tokens, &exact(128));
-    assert_eq!(session.rewind_to_prefix_of(&tokens[..40]), 39);
+    assert_eq!(session.reuse(&tokens[..40]), 39);
     session.append(&tokens[39..]).unwrap();
     let longer: Vec<u32> = (0..70).collect();
-    assert_eq!(session.rewind_to_prefix_of(&longer), 60);
+    assert_eq!(session.reuse(&longer), 60);
     let logits = session.logits().to_vec();
-    assert_eq!((session.rewind_to_prefix_of(&tokens), session.logits()), (60, &logits[..]));
-    assert_eq!(session.rewind_to_prefix_of(&[]), 0);
+    assert_eq!((session.reuse(&tokens), session.logits()), (60, &logits[..]));
+    assert_eq!(session.reuse(&[]), 0);
 }
 
 #[test]

@@ -41,7 +41,7 @@ fn counted(reference: &Path) -> impl Fn(usize) -> bool {
 
 /// Divergence from `logits_ref` with a policy, fed token by token so that pages seal as early as they can.
 fn ours(engine: &Engine, reference: &Path, policy: Policy) -> DivergenceReport {
-    let options = SessionOptions { context: None, batch: 1, policy };
+    let options = SessionOptions { context: None, batch: 1, policy, ..SessionOptions::default() };
     evaluate::reference(engine, reference, "logits_ref", &options, &counted(reference)).unwrap()
 }
 
@@ -144,7 +144,7 @@ fn turbo3_cost(file: &str, page: usize) -> f64 {
     let text = std::fs::read_to_string(shared("demo/eval.txt")).unwrap();
     let tokens = engine.tokenizer().encode(&text, Encode::default());
     let logits = |policy: Policy| {
-        let options = SessionOptions { context: Some(512), batch: page, policy };
+        let options = SessionOptions { context: Some(512), batch: page, policy, ..SessionOptions::default() };
         let mut session = engine.session(&options).unwrap();
         let mut rows: Vec<f32> = Vec::new();
         for chunk in tokens.chunks_exact(512).take(2) {

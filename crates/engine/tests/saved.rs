@@ -1,7 +1,9 @@
 //! Sessions on disk: they go on as if they had never stopped, and files of others are told.
 
 use std::path::{Path, PathBuf};
-use torque_engine::{BackendKind, Engine, EngineOptions, Error, Fault, Policy, Session, SessionOptions};
+use torque_engine::{
+    BackendKind, Engine, EngineOptions, Error, Fault, Overflow, Policy, Session, SessionOptions,
+};
 
 fn open(name: &str, backend: BackendKind) -> Engine {
     let path = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../../shared/zoo"));
@@ -10,7 +12,7 @@ fn open(name: &str, backend: BackendKind) -> Engine {
 }
 
 fn options(policy: Policy) -> SessionOptions {
-    SessionOptions { context: Some(192), batch: 48, policy }
+    SessionOptions { context: Some(192), batch: 48, policy, ..SessionOptions::default() }
 }
 
 fn short_pages(k: &str, v: &str) -> Policy {
@@ -90,7 +92,7 @@ fn a_session_may_go_on_in_a_larger_context() {
     let mut session = engine.session(&options(policy.clone())).unwrap();
     session.append(&text(100)).unwrap();
     session.save(&path, "").unwrap();
-    let larger = SessionOptions { context: Some(512), batch: 64, policy };
+    let larger = SessionOptions { context: Some(512), batch: 64, policy, ..SessionOptions::default() };
     let (mut loaded, _) = Session::load(&engine, &path, &larger).unwrap();
     assert_eq!(loaded.context(), 512);
     for token in text(20) {
@@ -143,7 +145,12 @@ fn a_rotary_embedding_of_another_context_is_told() {
     let engine = open("phi3-longrope", BackendKind::Cpu);
     let original = engine.config().ropes[0].original_context;
     assert!(original > 0, "a model with factors for short and long contexts");
-    let of = |context| SessionOptions { context: Some(context), batch: 16, policy: Policy::default() };
+    let of = |context| SessionOptions {
+        context: Some(context),
+        batch: 16,
+        policy: Policy::default(),
+        ..SessionOptions::default()
+    };
     let mut session = engine.session(&of(original)).unwrap();
     session.append(&text(20)).unwrap();
     session.save(&path, "").unwrap();
@@ -187,5 +194,38 @@ fn only_a_session_is_replaced_and_only_by_a_whole_one() {
         session.save(&link, "third").unwrap();
         assert!(link.is_symlink());
         assert_eq!(Session::load(&engine, &path, &options).unwrap().1, "third");
+    }
+}
+
+#[test]
+fn a_session_that_has_forgotten_goes_on_to_the_bit() {
+    let (_folder, path) = file();
+    for name in MODELS {
+        let engine = open(name, BackendKind::Cpu);
+        for overflow in [Overflow::Shift, Overflow::Evict] {
+            let decaying = short_pages("q8_0", "turbo4").with_decay("balanced").unwrap();
+            for policy in [short_pages("f32", "f16"), decaying] {
+                let what = format!("{name}, {overflow:?}, {}", policy.k);
+                let options = SessionOptions { context: Some(96), overflow, ..options(policy) };
+                let mut session = engine.session(&options).unwrap();
+                session.append(&text(250)).unwrap();
+                assert!(session.forgotten().len() > 100 && session.tokens() == text(250), "{what}");
+                session.save(&path, "").unwrap();
+                let (mut loaded, _) = Session::load(&engine, &path, &options).unwrap();
+                assert_eq!((loaded.forgotten(), loaded.tokens()), (session.forgotten(), session.tokens()));
+                assert!(go_on(&mut session) == go_on(&mut loaded), "{what}");
+                assert_eq!(session.kv_bytes(), loaded.kv_bytes(), "{what}");
+                // Both go back the same way.
+                assert_eq!(session.rewind(280), loaded.rewind(280), "{what}");
+                assert!(go_on(&mut session) == go_on(&mut loaded), "{what}");
+                // In a context that stops it has the room that is left.
+                let stops = SessionOptions { overflow: Overflow::Stop, ..options.clone() };
+                let (mut stopping, _) = Session::load(&engine, &path, &stops).unwrap();
+                let room = 96 - (250 - stopping.forgotten().len());
+                assert!(!stopping.is_full() && stopping.append(&text(room + 1)).is_err(), "{what}");
+                stopping.append(&text(room)).unwrap();
+                assert!(stopping.is_full(), "{what}");
+            }
+        }
     }
 }

@@ -6,6 +6,7 @@ pub use saved::{BadSequence, SavedSequence, Section};
 
 use crate::{Age, Plan, Snapshots};
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 /// A sealed page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -16,7 +17,7 @@ pub struct PageId(pub u32);
 pub struct Span {
     /// The page.
     pub page: PageId,
-    /// Position of its first token.
+    /// Position of its first token: that of the token in the text, unless it is a sink that has moved.
     pub start: usize,
     /// Tokens of it that belong to this sequence, from its first on. Fewer than the page holds only
     /// after a truncation that cut into the page.
@@ -59,7 +60,10 @@ impl Pages {
         let mut tiers = BTreeMap::new();
         for sequence in sequences {
             for span in sequence.spans(class) {
-                let tier = plan.tier(span.start + plan.page, sequence.tail_start());
+                // Ages are shares of what is held. (What lies before the gap are sinks, which have no age.)
+                let gone = sequence.forgotten.len();
+                let end = (span.start + plan.page).saturating_sub(gone);
+                let tier = plan.tier(end, sequence.tail_start() - gone);
                 let youngest = tiers.entry(span.page).or_insert(tier);
                 *youngest = tier.min(*youngest);
             }
@@ -71,7 +75,7 @@ impl Pages {
     }
 
     /// A page with that many references in each class.
-    fn take(&mut self, references: Vec<u32>, age: Age) -> PageId {
+    pub(crate) fn take(&mut self, references: Vec<u32>, age: Age) -> PageId {
         match self.free.pop() {
             Some(page) => {
                 self.references[page.0 as usize] = references;
@@ -86,11 +90,16 @@ impl Pages {
         }
     }
 
-    fn share(&mut self, page: PageId, window_class: usize) {
+    pub(crate) fn share(&mut self, page: PageId, window_class: usize) {
         self.references[page.0 as usize][window_class] += 1;
     }
 
-    fn release(&mut self, page: PageId, window_class: usize, freed: &mut Vec<Freed>) {
+    /// How many hold a page's parts of a class.
+    pub(crate) fn references(&self, page: PageId, window_class: usize) -> u32 {
+        self.references[page.0 as usize][window_class]
+    }
+
+    pub(crate) fn release(&mut self, page: PageId, window_class: usize, freed: &mut Vec<Freed>) {
         let counts = &mut self.references[page.0 as usize];
         counts[window_class] -= 1;
         if counts[window_class] == 0 {
@@ -102,29 +111,36 @@ impl Pages {
     }
 }
 
-/// The tokens of one sequence: sealed spans, then the open tail.
+/// The tokens of one sequence: sealed spans, then the open tail. A token's position is its place in the text, whatever is
+/// forgotten before it.
 ///
 /// A sequence gives its references back through [`Sequence::clear`] only.
 #[derive(Debug)]
 pub struct Sequence {
     /// Where the backend keeps this sequence's tail.
     pub slot: usize,
-    spans: Vec<Span>,
+    pub(crate) spans: Vec<Span>,
     /// First span still held, for each window class.
-    held: Vec<usize>,
-    tail_start: usize,
-    len: usize,
-    snapshots: Snapshots,
+    pub(crate) held: Vec<usize>,
+    pub(crate) tail_start: usize,
+    pub(crate) len: usize,
+    pub(crate) snapshots: Snapshots,
+    /// Tokens that no layer holds any more, because the sequence was full.
+    pub(crate) forgotten: Range<usize>,
+    /// Spans before them: the sinks. 0 if nothing is forgotten.
+    pub(crate) kept: usize,
+    /// How far up those have moved.
+    pub(crate) moved: usize,
 }
 
-/// A truncation that would need pages a sliding window has dropped.
+/// A truncation that would need pages that are gone.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot go back to {to} tokens: the sliding window of {window} has dropped what they would see")]
-pub struct TruncateError {
-    /// Tokens asked for.
-    pub to: usize,
-    /// The window.
-    pub window: usize,
+#[allow(missing_docs)]
+pub enum TruncateError {
+    #[error("cannot go back to {to} tokens: the sliding window of {window} has dropped what they would see")]
+    Window { to: usize, window: usize },
+    #[error("cannot go back to {to} tokens: those before {end} are forgotten")]
+    Forgotten { to: usize, end: usize },
 }
 
 impl Sequence {
@@ -137,10 +153,13 @@ impl Sequence {
             tail_start: 0,
             len: 0,
             snapshots: Snapshots::new(plan),
+            forgotten: 0..0,
+            kept: 0,
+            moved: 0,
         }
     }
 
-    /// Tokens, sealed and open.
+    /// Tokens, sealed and open, and those that are forgotten: the position of the next.
     pub fn len(&self) -> usize {
         self.len
     }
@@ -148,6 +167,21 @@ impl Sequence {
     /// Whether there are no tokens.
     pub fn is_empty(&self) -> bool {
         self.len == 0
+    }
+
+    /// Tokens without those that are forgotten.
+    pub fn held_tokens(&self) -> usize {
+        self.len - self.forgotten.len()
+    }
+
+    /// The tokens that are forgotten ([`crate::Overflow`]).
+    pub fn forgotten(&self) -> Range<usize> {
+        self.forgotten.clone()
+    }
+
+    /// How far the tokens before them have moved up.
+    pub fn moved(&self) -> usize {
+        self.moved
     }
 
     /// Position of the tail's first token.
@@ -241,12 +275,17 @@ impl Sequence {
         if to >= self.len {
             return Ok(self.len);
         }
-        let to = self.snapshots.before(to);
+        let (to, end) = (self.snapshots.before(to), self.forgotten.end);
+        if to < end {
+            return Err(TruncateError::Forgotten { to, end });
+        }
         for (class, window) in plan.windows.iter().enumerate() {
-            if let (Some(window), Some(dropped)) = (window, self.held[class].checked_sub(1)) {
+            // Sinks that a window dropped are as good as forgotten, wherever they would have moved.
+            let dropped = self.held[class].checked_sub(1).filter(|dropped| *dropped >= self.kept);
+            if let (Some(window), Some(dropped)) = (*window, dropped) {
                 let end = self.spans[dropped].start + self.spans[dropped].len;
                 if end + window > to + 1 {
-                    return Err(TruncateError { to, window: *window });
+                    return Err(TruncateError::Window { to, window });
                 }
             }
         }
@@ -285,6 +324,7 @@ impl Sequence {
         self.snapshots.truncate(0);
         self.tail_start = 0;
         self.len = 0;
+        (self.forgotten, self.kept, self.moved) = (0..0, 0, 0);
     }
 
     /// Makes `self`, which must be empty, a copy of `other` that shares its pages. The backend copies
@@ -298,6 +338,7 @@ impl Sequence {
         self.held.clone_from(&other.held);
         self.snapshots.clone_from(&other.snapshots);
         (self.tail_start, self.len) = (other.tail_start, other.len);
+        (self.forgotten, self.kept, self.moved) = (other.forgotten(), other.kept, other.moved);
     }
 }
 

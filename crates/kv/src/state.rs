@@ -96,6 +96,13 @@ impl Snapshots {
         self.positions.iter().copied().rfind(|&position| position <= to).unwrap_or(0)
     }
 
+    /// Forgets those before position `from`: nobody goes back there any more.
+    pub(crate) fn forget(&mut self, from: usize) {
+        let gone = self.positions.iter().take_while(|position| **position < from).count();
+        self.positions.drain(..gone);
+        self.rounded = self.rounded.saturating_sub(gone);
+    }
+
     /// Forgets those after position `to`.
     pub(crate) fn truncate(&mut self, to: usize) {
         self.positions.retain(|&position| position <= to && to > 0);
@@ -123,6 +130,17 @@ mod tests {
         assert_eq!(kept.positions(), [16, 64]);
         kept.truncate(0);
         assert!(kept.positions().is_empty());
+    }
+
+    #[test]
+    fn what_lies_before_forgotten_tokens_is_forgotten() {
+        let mut kept = snapshots(5);
+        (0..5).for_each(|page| kept.pass(16 * page, 16 * (page + 1)));
+        assert_eq!((kept.positions(), kept.rounded()), (&[16, 32, 48, 64, 80][..], 3));
+        kept.forget(40);
+        assert_eq!((kept.positions(), kept.rounded()), (&[48, 64, 80][..], 1));
+        kept.forget(80);
+        assert_eq!((kept.positions(), kept.rounded()), (&[80][..], 0));
     }
 
     #[test]

@@ -34,6 +34,16 @@ pub enum Error {
     ContextFull { context: usize, len: usize, new: usize },
     #[error("a context of {context} tokens is more than the {positions} positions the model has learned")]
     Positions { context: usize, positions: usize },
+    #[error(
+        "a full context of this model cannot forget: its {positions} positions are learned, and part of what is kept; \
+         use `--context-overflow stop`"
+    )]
+    LearnedPositions { positions: usize },
+    #[error(
+        "a context of {context} tokens is too short to forget pages of {page}: with {sink} tokens that stay and {tail} exact \
+         ones it takes {shortest} (`-c {shortest}`), or smaller `--kv-page`, `--keep` and `--kv-tail`"
+    )]
+    ShortContext { context: usize, page: usize, sink: usize, tail: usize, shortest: usize },
     #[error(transparent)]
     Truncate(#[from] torque_kv::TruncateError),
 }

@@ -265,7 +265,10 @@ pub(crate) fn forward<B: Backend>(
         positions().for_each(|position| rope.angles(position, angles));
     }
     a.temperatures.clear();
-    a.temperatures.extend(config.temperature.iter().flat_map(|t| positions().map(|p| t.factor(p))));
+    // Where sinks have moved up to the rest, a text begins where they are now.
+    let places =
+        || segments.iter().flat_map(|s| (s.position()..s.sequence.len()).map(|p| p - s.sequence.moved()));
+    a.temperatures.extend(config.temperature.iter().flat_map(|t| places().map(|p| t.factor(p))));
     let (angles, temperatures) = (&a.angles, &a.temperatures);
     let pass = &Pass { backend, model, ropes, angles, temperatures, tokens, segments };
     let (x, y, s) = (&mut a.x, &mut a.y, &mut a.scratch);

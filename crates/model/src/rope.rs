@@ -118,9 +118,15 @@ impl Frequencies {
 
     /// Appends (cos, sin) of every pair at `position`.
     pub fn angles(&self, position: usize, out: &mut Vec<[f32; 2]>) {
-        out.extend(self.per_pair.iter().map(|f| {
-            let (sin, cos) = (position as f64 * f64::from(*f)).sin_cos();
-            [self.multiplier * cos as f32, self.multiplier * sin as f32]
-        }));
+        let turn = self.turn(position);
+        out.extend(turn.map(|[cos, sin]| [self.multiplier * cos, self.multiplier * sin]));
+    }
+
+    /// (cos, sin) of every pair for what has its embedding already and moves up by `distance` positions.
+    pub fn turn(&self, distance: usize) -> impl Iterator<Item = [f32; 2]> {
+        self.per_pair.iter().map(move |f| {
+            let (sin, cos) = (distance as f64 * f64::from(*f)).sin_cos();
+            [cos as f32, sin as f32]
+        })
     }
 }

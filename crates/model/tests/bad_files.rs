@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use std::sync::Arc;
 use torque_backend::Scalar;
 use torque_gguf::{Array, Gguf, Metadata, Tensor, TensorType, Value};
-use torque_kv::Policy;
+use torque_kv::{Overflow, Policy};
 use torque_model::{ARCHS, Context, ContextOptions, Model};
 
 /// The message that loading a file gives, `None` if it loads.
@@ -448,6 +448,8 @@ fn load_and_run(gguf: &Gguf) {
         batch: 2,
         sequences: 1,
         policy: Policy::uniform("q8_0", "turbo3").bare(),
+        overflow: Overflow::Stop,
+        prefix_bytes: 0,
     };
     let Ok(mut context) = Context::new(backend, Arc::new(model), options) else { return };
     context.forward(&[(0, &[1, 2])]).unwrap();

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use torque_backend::{Backend, Scalar};
 use torque_cpu::Cpu;
 use torque_gguf::Gguf;
-use torque_kv::{Age, LayerRule, Plan, Policy};
+use torque_kv::{Age, LayerRule, Overflow, Plan, Policy};
 use torque_model::{Context, ContextOptions, Error, Model};
 
 /// A model on the CPU, ready to make contexts.
@@ -343,8 +343,14 @@ fn errors_change_nothing() {
     fn check<B: Backend>(backend: B, gguf: &Gguf, tokens: &[u32]) {
         let backend = Arc::new(backend);
         let model = load(&*backend, gguf);
-        let options =
-            ContextOptions { context: 40, batch: 32, sequences: 2, policy: short_pages("turbo3", "q8_0") };
+        let options = ContextOptions {
+            context: 40,
+            batch: 32,
+            sequences: 2,
+            policy: short_pages("turbo3", "q8_0"),
+            overflow: Overflow::Stop,
+            prefix_bytes: 0,
+        };
         let make = || Context::new(backend.clone(), model.clone(), options.clone()).unwrap();
         let mut context = make();
         feed(&mut context, 0, &tokens[..30], 10);

@@ -4,7 +4,7 @@ use super::{Store, Tensor};
 use crate::Segment;
 use std::ops::Range;
 use std::sync::Arc;
-use torque_kv::{Sequence, Snapshots, StateShape};
+use torque_kv::{PageId, Sequence, Snapshots, Span, StateShape};
 use torque_quant::FormatOps;
 
 /// The state of one recurrent layer of one sequence.
@@ -19,7 +19,7 @@ pub struct State {
 }
 
 /// A state as it was after `position` tokens.
-struct Snapshot {
+pub(super) struct Snapshot {
     position: usize,
     conv: Vec<f32>,
     format: &'static FormatOps,
@@ -149,6 +149,29 @@ impl Store {
         }
     }
 
+    /// Keeps the snapshot that a sequence has at the end of a page with the page.
+    pub fn keep_state(&mut self, sequence: &Sequence, span: Span) {
+        let end = span.start + span.len;
+        let at_end = |state: &State| {
+            let snapshot = state.snapshots.iter().find(|snapshot| snapshot.position == end);
+            snapshot.expect("a sequence names snapshots that are there").clone()
+        };
+        self.kept_states.insert(span.page, self.states[sequence.slot].iter().map(at_end).collect());
+    }
+
+    /// Makes the state of a sequence what is kept with the page it ends with.
+    pub fn take_state(&mut self, sequence: &Sequence, page: PageId) {
+        for (state, kept) in self.states[sequence.slot].iter_mut().zip(&self.kept_states[&page]) {
+            state.snapshots = vec![kept.clone()];
+        }
+        self.rewind(sequence);
+    }
+
+    /// Frees what is kept with pages.
+    pub fn drop_states(&mut self, pages: &[PageId]) {
+        self.kept_states.retain(|page, _| !pages.contains(page));
+    }
+
     /// Takes the state of a sequence that was truncated or cleared back to its length.
     pub fn rewind(&mut self, sequence: &Sequence) {
         for state in &mut self.states[sequence.slot] {
@@ -181,7 +204,8 @@ impl Store {
     /// (snapshots, states) in bytes. What sequences share counts once.
     pub(super) fn state_bytes(&self) -> (usize, usize) {
         let states = || self.states.iter().flatten();
-        let mut snapshots: Vec<&Arc<Snapshot>> = states().flat_map(|state| &state.snapshots).collect();
+        let kept = self.kept_states.values().flatten();
+        let mut snapshots: Vec<&Arc<Snapshot>> = states().flat_map(|s| &s.snapshots).chain(kept).collect();
         snapshots.sort_by_key(|snapshot| Arc::as_ptr(snapshot));
         snapshots.dedup_by_key(|snapshot| Arc::as_ptr(snapshot));
         (snapshots.iter().map(|s| s.bytes()).sum(), states().map(|state| state.shape.bytes()).sum())

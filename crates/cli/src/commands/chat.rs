@@ -14,7 +14,7 @@ use std::io::{self, BufRead, IsTerminal};
 use std::process::ExitCode;
 use std::time::Instant;
 use torque_engine::tokenizer::{ChatTemplate, Encode};
-use torque_engine::{Engine, Finish, Policy, Request, Session, generate};
+use torque_engine::{Engine, Finish, Overflow, Policy, Request, Session, SessionOptions, generate};
 
 /// Talk to a model
 ///
@@ -37,6 +37,10 @@ pub struct Chat {
     verbose: bool,
     #[command(flatten)]
     kv: KvFlags,
+    /// Memory for pages of what was said before /clear, /undo or /system, in MiB, short: -cram. A conversation that begins
+    /// alike again takes them
+    #[arg(long, value_name = "N", default_value_t = 256, help_heading = "Context and KV cache")]
+    cache_ram: usize,
     #[command(flatten)]
     saved: SavedFlags,
     #[command(flatten)]
@@ -66,7 +70,10 @@ impl Chat {
     /// Runs the command.
     pub fn run(self) -> Result<ExitCode> {
         self.sampling.params()?;
-        let options = self.kv.session(self.model.model.as_deref())?;
+        let options = SessionOptions {
+            prefix_bytes: self.cache_ram.saturating_mul(1 << 20),
+            ..self.kv.session(self.model.model.as_deref())?
+        };
         self.saved.check()?;
         interrupt::catch();
         let engine = model::open(&self.model)?;
@@ -205,8 +212,9 @@ impl Conversation<'_> {
             Some(speed) => note!("{}", speed.line(&self.session, &self.policy)),
             None => note!("nothing has been said yet"),
         }
-        let (used, context) = (self.session.tokens().len() as u64, self.session.context() as u64);
-        note!("context {} of {} tokens", thousands(used), thousands(context));
+        let used = self.session.tokens().len() - self.session.forgotten().len();
+        note!("context {} of {} tokens", thousands(used as u64), thousands(self.session.context() as u64));
+        report::forgotten(&self.session);
     }
 
     /// All messages, the system prompt first.
@@ -220,10 +228,10 @@ impl Conversation<'_> {
         let tokenizer = self.engine.tokenizer();
         let prompt = self.template.render(&self.whole(), None, true, &Map::new())?;
         let tokens = tokenizer.encode(&prompt, Encode { add_special: true, parse_special: true });
-        if tokens.len() >= self.session.context() {
+        if self.session.overflow() == Overflow::Stop && tokens.len() >= self.session.context() {
             let context = self.session.context();
             bail!(
-                "the conversation has {} tokens and the context {context}; /undo, /clear, or a larger -c",
+                "the conversation has {} tokens and the context {context}; /undo, /clear, a larger -c, or --context-overflow shift",
                 tokens.len()
             );
         }
@@ -234,11 +242,11 @@ impl Conversation<'_> {
         let (mut out, mut answer) = (Out::default(), String::new());
         let finish = interrupt::work(|| -> Result<_> {
             let start = Instant::now();
-            let kept = self.session.rewind_to_prefix_of(&tokens);
+            let kept = self.session.reuse(&tokens);
             if !prefill(&mut self.session, &tokens[kept..])? {
                 return Ok(None);
             }
-            let speed = Speed::of_prompt(tokens.len() - kept, start.elapsed());
+            let speed = Speed::of_prompt(tokens.len() - kept, start.elapsed()).reused(kept);
             let kv_before = self.session.kv_read_bytes();
             let mut text = |piece: &str| {
                 answer += piece;
@@ -254,11 +262,15 @@ impl Conversation<'_> {
         };
         out.end()?;
         if finish == Finish::Context {
-            note!("the context of {} tokens is full: /undo, /clear, or a larger -c", self.session.context());
+            note!(
+                "the context of {} tokens is full: /undo, /clear, a larger -c, or --context-overflow shift",
+                self.session.context()
+            );
         }
         self.messages.push(json!({ "role": "assistant", "content": answer }));
         if let Some(speed) = self.speed.as_ref().filter(|_| self.chat.verbose) {
             note!("{}", speed.line(&self.session, &self.policy));
+            report::forgotten(&self.session);
         }
         Ok(true)
     }

@@ -10,7 +10,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 use std::time::Instant;
 use torque_engine::tokenizer::Encode;
-use torque_engine::{Finish, Request, Session, generate};
+use torque_engine::{Finish, Overflow, Request, Session, generate};
 
 /// Continue a text
 ///
@@ -96,9 +96,9 @@ impl Run {
                 "the text to continue is empty, and this model has no token to begin with; give one with -p"
             );
         }
-        if tokens.len() >= session.context() {
+        if session.overflow() == Overflow::Stop && tokens.len() >= session.context() {
             bail!(
-                "the text has {} tokens, which leaves no room in a context of {}; see -c",
+                "the text has {} tokens, which leaves no room in a context of {}; see -c and --context-overflow",
                 tokens.len(),
                 session.context()
             );
@@ -116,9 +116,9 @@ impl Run {
         };
         let (speed, finish) = interrupt::work(|| -> Result<_> {
             let start = Instant::now();
-            let kept = session.rewind_to_prefix_of(&tokens);
+            let kept = session.reuse(&tokens);
             let whole = prefill(&mut session, &tokens[kept..])?;
-            let speed = Speed::of_prompt(session.tokens().len() - kept, start.elapsed());
+            let speed = Speed::of_prompt(session.tokens().len() - kept, start.elapsed()).reused(kept);
             if !whole {
                 return Ok((speed, Finish::Cancelled));
             }
@@ -131,8 +131,12 @@ impl Run {
         let written = out.end();
         note!("{} · seed {}", speed.line(&session, &options.policy), sampler.seed());
         if finish == Finish::Context {
-            note!("the context of {} tokens is full; -c makes it larger", session.context());
+            note!(
+                "the context of {} tokens is full; -c makes it larger, --context-overflow shift forgets and goes on",
+                session.context()
+            );
         }
+        report::forgotten(&session);
         self.saved.save(&session, "")?;
         written?;
         Ok(if interrupt::stopped() { ExitCode::from(interrupt::STATUS) } else { ExitCode::SUCCESS })

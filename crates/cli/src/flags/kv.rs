@@ -8,7 +8,7 @@ use clap::Args;
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use std::path::{Path, PathBuf};
 use torque_engine::quant::{FORMATS, by_name};
-use torque_engine::{Policy, SessionOptions};
+use torque_engine::{Overflow, Policy, SessionOptions};
 
 /// Context and KV cache.
 #[derive(Args, Clone)]
@@ -22,6 +22,11 @@ pub struct KvFlags {
     pub batch_size: usize,
     #[command(flatten)]
     pub policy: PolicyFlags,
+    /// When the context is full: `stop` ends the text. `shift` forgets the older half of all tokens but those of --keep and
+    /// goes on as if the rest had followed these. `evict` forgets them too, and positions grow on beyond the context, for
+    /// which models must be trained
+    #[arg(long, value_name = "WHAT", value_parser = overflows(), default_value = "stop")]
+    pub context_overflow: Overflow,
 }
 
 /// What keys and values are stored in.
@@ -56,8 +61,8 @@ pub struct PageFlags {
     /// Newest tokens kept exact [default: 128]
     #[arg(long, value_name = "N")]
     pub kv_tail: Option<usize>,
-    /// First tokens kept in f16 [default: 128]
-    #[arg(long, value_name = "N")]
+    /// First tokens kept in f16, and by a full context that forgets [default: 128]
+    #[arg(long, visible_alias = "keep", value_name = "N")]
     pub kv_sink: Option<usize>,
     /// Tokens sealed at once, a multiple of 16 [default: 128]
     #[arg(long, value_name = "N")]
@@ -83,6 +88,8 @@ impl KvFlags {
             context: Some(self.ctx_size).filter(|&n| n > 0),
             batch: self.batch_size,
             policy: self.policy.policy("f16", model)?,
+            overflow: self.context_overflow,
+            ..SessionOptions::default()
         })
     }
 }
@@ -215,6 +222,16 @@ fn read_policy(flag: &str, path: &Path) -> Result<Policy> {
 
 fn file_name(path: &Path) -> String {
     path.file_stem().map_or_else(|| path.display().to_string(), |stem| stem.to_string_lossy().into_owned())
+}
+
+/// Reads what a full context does.
+fn overflows() -> impl TypedValueParser<Value = Overflow> {
+    let values = Overflow::ALL.map(|(name, about, _)| PossibleValue::new(name).help(about));
+    PossibleValuesParser::new(values).map(|name| {
+        let (.., overflow) =
+            Overflow::ALL.into_iter().find(|(known, ..)| *known == name).expect("a value of the list");
+        overflow
+    })
 }
 
 /// Reads the name or alias of a format that holds K and V; answers its canonical name.

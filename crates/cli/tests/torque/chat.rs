@@ -46,3 +46,22 @@ fn a_full_context_is_said() {
     assert_eq!(chat.status, 1);
     assert!(chat.stderr.contains("/clear") && chat.stderr.contains("64"), "{}", chat.stderr);
 }
+
+#[test]
+fn a_conversation_that_begins_alike_is_not_read_again() {
+    let system = "You know what files are. ".repeat(20);
+    let lines = format!(
+        "/system {system}\nWhat is a file?\n/clear\n/system Be brief.\nHello\n/clear\n/system {system}\nHello\n"
+    );
+    let reused = |flags: &str| -> Vec<usize> {
+        let chat = format!("chat --temp 0 -n 4 -v --kv-page 16 --kv-tail 0 -ctk turbo4 -ctv turbo3 {flags}");
+        let chat = output(torque(&chat).write_stdin(&lines[..]));
+        assert_eq!(chat.status, 0, "{}", chat.stderr);
+        let answers = chat.stderr.lines().filter(|line| line.starts_with("prompt "));
+        let reused = |line: &str| line.split_once(" more reused")?.0.rsplit(' ').next()?.parse().ok();
+        answers.map(|line| reused(line).unwrap_or(0)).collect()
+    };
+    let [first, other, again] = reused("")[..] else { panic!("three answers") };
+    assert!(first == 0 && other < 16 && again > 80, "{first} {other} {again}");
+    assert!(reused("-cram 0")[2] < 16);
+}

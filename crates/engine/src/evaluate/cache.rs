@@ -32,7 +32,12 @@ pub fn cache(
     step: &mut dyn FnMut(Step<CacheCell>) -> bool,
 ) -> Result<bool, Error> {
     let session = |policy: &Policy| {
-        engine.session(&SessionOptions { context: Some(chunks.context), batch, policy: policy.clone() })
+        engine.session(&SessionOptions {
+            context: Some(chunks.context),
+            batch,
+            policy: policy.clone(),
+            ..SessionOptions::default()
+        })
     };
     let lacks = |cells: &[CacheCell], policy: &Policy, chunk: usize| {
         !cells.iter().any(|cell| cell.chunk == chunk && cell.policy == *policy)

@@ -148,7 +148,12 @@ pub fn needle(
         let question = Question::new(needle.seed, length, depth, trial);
         let tokens = prompt(engine, needle, &sentences, &question)?;
         let context = Some(tokens.len() + needle.answer);
-        let options = SessionOptions { context, batch: needle.batch, policy: policy.clone() };
+        let options = SessionOptions {
+            context,
+            batch: needle.batch,
+            policy: policy.clone(),
+            ..SessionOptions::default()
+        };
         let mut session = engine.session(&options)?;
         let read = session
             .append_with(&tokens, &mut |n| step(Step::Tokens { done: (done + n).min(done + length), of }))?;

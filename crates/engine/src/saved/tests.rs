@@ -8,7 +8,7 @@ fn saved() -> (Engine, SessionOptions, Session, Vec<u8>) {
     let engine = Engine::open(path, &EngineOptions { threads: Some(1), ..EngineOptions::default() }).unwrap();
     let policy = Policy { page: 16, sink: 16, tail: 5, ..Policy::uniform("turbo4", "q8_0") };
     let policy = policy.with_decay("balanced").unwrap();
-    let options = SessionOptions { context: Some(128), batch: 32, policy };
+    let options = SessionOptions { context: Some(128), batch: 32, policy, ..SessionOptions::default() };
     let mut session = engine.session(&options).unwrap();
     session.append(&(0..91).map(|i| i * 37 % 300).collect::<Vec<_>>()).unwrap();
     let mut bytes = Vec::new();
@@ -122,6 +122,20 @@ fn headers_that_lie_are_refused() {
         let lie = header.replace(part, lie);
         let fault = load(&with_header(&bytes, lie.as_bytes()), &engine, &options).err().unwrap();
         assert!(fault.is_damage() && fault.to_string().contains(told), "{part}: {fault}");
+    }
+    // It has forgotten what its length does not allow, another number of pages is kept, those moved beyond the rest, or
+    // there are not as many tokens in the file.
+    for (len, gap, told) in [
+        (91, r#"{"kept":1,"tokens":92,"moved":0}"#, "tail of another length"),
+        (u64::MAX, r#"{"kept":1,"tokens":18446744073709551615,"moved":0}"#, "tail of another length"),
+        (191, r#"{"kept":2,"tokens":100,"moved":0}"#, "forgotten"),
+        (191, r#"{"kept":1,"tokens":100,"moved":101}"#, "forgotten"),
+        (191, r#"{"kept":1,"tokens":100,"moved":100}"#, "list of tokens"),
+        (u64::MAX, r#"{"kept":1,"tokens":18446744073709551524,"moved":0}"#, "list of tokens"),
+    ] {
+        let lie = header.replace("\"len\":91", &format!("\"len\":{len},\"gap\":{gap}"));
+        let fault = load(&with_header(&bytes, lie.as_bytes()), &engine, &options).err().unwrap();
+        assert!(fault.is_damage() && fault.to_string().contains(told), "{gap}: {fault}");
     }
 }
 

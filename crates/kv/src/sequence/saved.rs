@@ -10,9 +10,9 @@ use std::ops::Range;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SavedSequence {
-    /// Tokens, sealed and open.
+    /// Tokens, sealed and open, and those that are forgotten.
     pub len: usize,
-    /// Tokens of every sealed span, from position 0 on, without gaps.
+    /// Tokens of every sealed span, from position 0 on, without gaps but for the one that [`Gap`] tells.
     spans: Vec<usize>,
     /// First span still held, for each window class.
     held: Vec<usize>,
@@ -22,6 +22,27 @@ pub struct SavedSequence {
     snapshots: Vec<usize>,
     /// How many of them, the oldest, are rounded.
     rounded: usize,
+    /// What is forgotten.
+    #[serde(default, skip_serializing_if = "Gap::is_none")]
+    gap: Gap,
+}
+
+/// The tokens that a sequence has forgotten.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Gap {
+    /// Spans before them.
+    kept: usize,
+    /// How many there are.
+    tokens: usize,
+    /// How far those before have moved up.
+    moved: usize,
+}
+
+impl Gap {
+    fn is_none(&self) -> bool {
+        self.tokens == 0
+    }
 }
 
 /// Bytes that are saved together: a backend exports and imports them, of the length that [`SavedSequence::sections`] says.
@@ -61,7 +82,7 @@ impl SavedSequence {
                 (Section::Page { span, window_class, age }, plan.page_bytes(age, window_class))
             })
         });
-        let tail = self.len - self.spans.iter().sum::<usize>();
+        let tail = self.held_tokens() - self.spans.iter().sum::<usize>();
         let tail = (Section::Tail, plan.tail_token_bytes() * tail);
         let states = plan.states.iter().enumerate().map(|(layer, state)| {
             let snapshots = (0..self.snapshots.len()).map(|i| state.snapshot_bytes(i < self.rounded));
@@ -70,10 +91,21 @@ impl SavedSequence {
         Ok(pages.chain([tail]).chain(states).collect())
     }
 
-    /// Positions of a span's tokens.
-    pub fn positions(&self, span: usize) -> Range<usize> {
-        let start = self.spans[..span].iter().sum();
+    /// Tokens without those that are forgotten.
+    pub fn held_tokens(&self) -> usize {
+        self.len - self.gap.tokens
+    }
+
+    /// The places of a span's tokens in the text.
+    pub fn places(&self, span: usize) -> Range<usize> {
+        let forgotten = if span < self.gap.kept { 0 } else { self.gap.tokens };
+        let start = forgotten + self.spans[..span].iter().sum::<usize>();
         start..start + self.spans[span]
+    }
+
+    /// The position of a span's first token.
+    fn start(&self, span: usize) -> usize {
+        self.places(span).start + if span < self.gap.kept { self.gap.moved } else { 0 }
     }
 
     /// The spans that some class holds, and what they are sealed in.
@@ -88,20 +120,26 @@ impl SavedSequence {
             ensure((1..=plan.page).contains(tokens), "a page of another length")?;
             ends.push(ends[ends.len() - 1] + tokens);
         }
-        let tail = self.len.checked_sub(ends[self.spans.len()]);
+        let held = self.len.checked_sub(self.gap.tokens);
+        let tail = held.and_then(|held| held.checked_sub(ends[self.spans.len()]));
         ensure(tail.is_some_and(|tail| tail < plan.page + plan.tail), "a tail of another length")?;
+        let Gap { kept, tokens, moved } = self.gap;
+        let sinks = ends.get(kept).is_some_and(|end| *end <= plan.sink_pages * plan.page);
+        ensure(sinks && moved <= tokens && (tokens > 0 || kept == 0), "other forgotten tokens")?;
 
         ensure(self.held.len() == plan.windows.len(), "other windows")?;
         for (&held, window) in self.held.iter().zip(&plan.windows) {
-            let end = *ends.get(held).ok_or(BadSequence("pages dropped that are not there"))?;
-            let unseen =
-                window.is_some_and(|window| end.saturating_add(window) <= self.len.saturating_add(1));
-            ensure(held == 0 || unseen, "pages dropped that are still seen")?;
+            ensure(held <= self.spans.len(), "pages dropped that are not there")?;
+            let unseen = |window: usize| {
+                held <= self.gap.kept
+                    || self.places(held - 1).end.saturating_add(window) <= self.len.saturating_add(1)
+            };
+            ensure(held == 0 || window.is_some_and(unseen), "pages dropped that are still seen")?;
         }
         let held = self.held.iter().min().map_or(0, |first| self.spans.len() - first);
         ensure(self.ages.len() == held, "pages of no age")?;
         for (span, age) in self.aged() {
-            let known = match (age, plan.new_age(ends[span])) {
+            let known = match (age, plan.new_age(self.places(span).start)) {
                 (Age::Tier(tier), Age::Tier(_)) => tier <= plan.tiers.len(),
                 (age, new) => age == new,
             };
@@ -129,6 +167,7 @@ impl Sequence {
             ages: self.spans[first..].iter().map(|span| pages.age(span.page)).collect(),
             snapshots: self.snapshots.positions().to_vec(),
             rounded: self.snapshots.rounded(),
+            gap: Gap { kept: self.kept, tokens: self.forgotten.len(), moved: self.moved },
         }
     }
 
@@ -152,9 +191,13 @@ impl Sequence {
                     pages.take(references, saved.ages[i_aged])
                 }
             };
-            sequence.spans.push(Span { page, start: sequence.tail_start, len });
+            sequence.spans.push(Span { page, start: saved.start(i), len });
             sequence.tail_start += len;
         }
+        let Gap { kept, tokens, moved } = saved.gap;
+        let start = saved.spans[..kept].iter().sum();
+        (sequence.kept, sequence.forgotten, sequence.moved) = (kept, start..start + tokens, moved);
+        sequence.tail_start += tokens;
         sequence.held.clone_from(&saved.held);
         sequence.len = saved.len;
         sequence.snapshots = Snapshots::restored(plan, &saved.snapshots, saved.rounded);

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use torque_backend::Backend;
 use torque_gguf::{Gguf, Metadata, Tensor, Writer};
-use torque_kv::Policy;
-use torque_model::{ARCHS, Context, ContextOptions, Model};
+use torque_kv::{Overflow, Policy};
+use torque_model::{ARCHS, Context, ContextOptions, Error, Model};
 
 fn zoo() -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../../shared/zoo"))
@@ -76,9 +76,30 @@ pub fn context<B: Backend>(
     policy: &Policy,
     sequences: usize,
 ) -> Context<B> {
-    let options =
-        ContextOptions { context: model.config.context, batch: 96, sequences, policy: policy.clone() };
+    let options = ContextOptions {
+        context: model.config.context,
+        batch: 96,
+        sequences,
+        policy: policy.clone(),
+        overflow: Overflow::Stop,
+        prefix_bytes: 0,
+    };
     Context::new(backend.clone(), model.clone(), options).unwrap()
+}
+
+/// A context of one sequence of `length` tokens that does this when it is full. Pages are of 16 tokens, the first is a sink,
+/// and none are kept from being sealed.
+pub fn full_context<B: Backend>(
+    backend: &Arc<B>,
+    model: &Arc<Model<B>>,
+    policy: &Policy,
+    length: usize,
+    overflow: Overflow,
+) -> Result<Context<B>, Error> {
+    let policy = Policy { sink: 16, ..policy.clone() };
+    let options =
+        ContextOptions { context: length, batch: 16, sequences: 2, policy, overflow, prefix_bytes: 0 };
+    Context::new(backend.clone(), model.clone(), options)
 }
 
 /// Feeds one sequence in chunks and returns the logits of every token.

@@ -126,7 +126,12 @@ impl Subject {
         let Setting { batch, policy, depth, repetitions } = *setting;
         let tests: Vec<Test> = tests.iter().copied().filter(|test| test.tokens > 0).collect();
         let Some(longest) = tests.iter().map(|test| test.tokens).max() else { return Ok(Vec::new()) };
-        let options = SessionOptions { context: Some(depth + longest), batch, policy: policy.clone() };
+        let options = SessionOptions {
+            context: Some(depth + longest),
+            batch,
+            policy: policy.clone(),
+            ..SessionOptions::default()
+        };
         let mut session = engine.session(&options)?;
         let mut rows: Vec<Row> = tests.iter().map(|test| self.row(setting, test.label(depth))).collect();
         'all: for repetition in 0..=repetitions {

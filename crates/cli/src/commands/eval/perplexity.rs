@@ -42,7 +42,8 @@ impl Perplexity {
         let chunks = self.text.chunks(&engine, &tokens)?;
         let batch = self.text.batch([&policy]);
         warn_if_exact(&engine, &chunks, batch, [&policy])?;
-        let options = SessionOptions { context: Some(chunks.context), batch, policy };
+        let options =
+            SessionOptions { context: Some(chunks.context), batch, policy, ..SessionOptions::default() };
         let perplexity = evaluate::perplexity(&engine, &chunks, &options, &mut |done, of, so_far| {
             let end = if done == of { "\n" } else { "," };
             let _ = write!(io::stderr(), "[{done}]{:.4}{end}", so_far.value());

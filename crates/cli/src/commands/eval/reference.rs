@@ -61,7 +61,8 @@ impl Reference {
             Some((least, margins)) => margins.get(token).is_none_or(|margin| margin >= least),
             None => true,
         };
-        let options = SessionOptions { context: None, batch: self.batch_size, policy };
+        let options =
+            SessionOptions { context: None, batch: self.batch_size, policy, ..SessionOptions::default() };
         let progress = Progress::spinner("comparing");
         let report = evaluate::reference(&engine, &self.reference, &self.target, &options, &keep);
         drop(progress);
