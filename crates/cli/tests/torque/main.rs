@@ -7,6 +7,7 @@ mod eval;
 mod formats;
 mod help;
 mod inspect;
+mod kv_cache;
 mod overflow;
 mod pipes;
 mod run;

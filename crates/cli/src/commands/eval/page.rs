@@ -57,47 +57,59 @@ fn shown(findings: &Findings) -> Vec<(&CacheReport, String)> {
     reports.map(|(i, report)| (report, colour(i))).collect()
 }
 
+/// The plot of quality against size as a picture that needs no page, if caches were compared.
+pub fn picture(findings: &Findings) -> Option<String> {
+    let svg = trade_plot(findings)?;
+    let (tag, body) = svg.split_once('>')?;
+    Some(format!(
+        "{tag}>\n<style>\n{STYLE}</style>\n<rect width=\"100%\" height=\"100%\" fill=\"var(--card)\"/>{body}\n"
+    ))
+}
+
+/// Quality against size, a point a policy.
+fn trade_plot(findings: &Findings) -> Option<String> {
+    let shown = shown(findings);
+    shown.first()?;
+    let x = Axis::linear("bytes per token", shown.iter().map(|(report, _)| report.bytes_per_token));
+    let ranges = shown.iter().flat_map(|(report, _)| {
+        let (mean, error) = (report.divergence.kld_mean, known(report.divergence.kld_mean_error));
+        [mean + error, if error < mean { mean - error } else { mean }]
+    });
+    let y = Axis::log("mean KLD from f16 (nats, log)", ranges);
+    let mut plot = Plot::new(x, y, 430.0, 30.0);
+    // What no other policy beats in both.
+    let mut best: Vec<(f64, f64)> = Vec::new();
+    let mut points: Vec<(f64, f64)> =
+        shown.iter().map(|(report, _)| (report.bytes_per_token, report.divergence.kld_mean)).collect();
+    points.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.total_cmp(&b.1)));
+    for point in points {
+        if best.last().is_none_or(|last| point.1 < last.1) {
+            best.push(point);
+        }
+    }
+    plot.line(&best, "frontier", "var(--muted)", false);
+    for (report, colour) in &shown {
+        let divergence = &report.divergence;
+        let words = format!(
+            "{}: KLD {} ± {}, same top token {}",
+            report.name,
+            significant(divergence.kld_mean),
+            significant(known(divergence.kld_mean_error)),
+            percent(divergence.top1_agreement)
+        );
+        let error = known(divergence.kld_mean_error);
+        plot.point(report.bytes_per_token, divergence.kld_mean, error, colour, &words);
+    }
+    for (report, colour) in &shown {
+        plot.name(report.bytes_per_token, report.divergence.kld_mean, &report.name, colour);
+    }
+    Some(plot.svg("Mean KL divergence against bytes per token, a point a policy"))
+}
+
 /// Quality against size.
 fn trade(findings: &Findings) -> Option<String> {
-    let shown = shown(findings);
     let f16 = findings.f16_bytes_per_token;
-    let mut body = String::new();
-    if !shown.is_empty() {
-        let x = Axis::linear("bytes per token", shown.iter().map(|(report, _)| report.bytes_per_token));
-        let ranges = shown.iter().flat_map(|(report, _)| {
-            let (mean, error) = (report.divergence.kld_mean, known(report.divergence.kld_mean_error));
-            [mean + error, if error < mean { mean - error } else { mean }]
-        });
-        let y = Axis::log("mean KLD from f16 (nats, log)", ranges);
-        let mut plot = Plot::new(x, y, 430.0, 30.0);
-        // What no other policy beats in both.
-        let mut best: Vec<(f64, f64)> = Vec::new();
-        let mut points: Vec<(f64, f64)> =
-            shown.iter().map(|(report, _)| (report.bytes_per_token, report.divergence.kld_mean)).collect();
-        points.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.total_cmp(&b.1)));
-        for point in points {
-            if best.last().is_none_or(|last| point.1 < last.1) {
-                best.push(point);
-            }
-        }
-        plot.line(&best, "frontier", "var(--muted)", false);
-        for (report, colour) in &shown {
-            let divergence = &report.divergence;
-            let words = format!(
-                "{}: KLD {} ± {}, same top token {}",
-                report.name,
-                significant(divergence.kld_mean),
-                significant(known(divergence.kld_mean_error)),
-                percent(divergence.top1_agreement)
-            );
-            let error = known(divergence.kld_mean_error);
-            plot.point(report.bytes_per_token, divergence.kld_mean, error, colour, &words);
-        }
-        for (report, colour) in &shown {
-            plot.name(report.bytes_per_token, report.divergence.kld_mean, &report.name, colour);
-        }
-        body += &figure(&plot.svg("Mean KL divergence against bytes per token, a point a policy"));
-    }
+    let mut body = trade_plot(findings).map(|plot| figure(&plot)).unwrap_or_default();
     let first = findings.kld.first()?;
     body += "<div class=\"scroll\"><table><thead><tr><th>KV cache<th>bits<th>bytes/token<th>smaller<th>KLD<th>99 %<th>max\
              <th>same top<th>perplexity</tr></thead><tbody>\n";

@@ -71,7 +71,8 @@ pub struct OutputFlags {
     /// Print JSON
     #[arg(long)]
     json: bool,
-    /// Write a page with plots, which needs nothing else to be looked at
+    /// Write a page with plots, which needs nothing else to be looked at; or, as FILE.svg, the plot of quality
+    /// against size alone
     #[arg(long, value_name = "FILE.html")]
     report: Option<PathBuf>,
     /// Keep what is measured in a file, and go on from what is there
@@ -262,7 +263,12 @@ impl<'a> Study<'a> {
     /// Prints the findings, as rows where there may be several, and writes the report.
     pub fn tell(&self, rows: bool) -> Result<ExitCode> {
         if let Some(path) = &self.output.report {
-            let page = page::page(&self.findings);
+            let page = if path.extension().is_some_and(|extension| extension == "svg") {
+                page::picture(&self.findings)
+                    .context("--report: no caches were compared, so there is no plot; give a FILE.html")?
+            } else {
+                page::page(&self.findings)
+            };
             fs::write(path, page).with_context(|| format!("--report: cannot write `{}`", path.display()))?;
         }
         if self.output.json {
