@@ -5,7 +5,7 @@
 //! ```
 //!
 //! Activations are rounded to bfloat16 once for all matrices that read them. Weights are decoded to bfloat16, some rows and columns
-//! at a time, and used for all tokens. Both roundings are within 2⁻⁸ of a number, so a product is within 2⁻⁷·Σ|w x| and the rounding of
+//! at a time, and used for all tokens. Either rounding is within 2⁻⁸ of a number, so a product is within 2⁻⁷·Σ|w x| and the rounding of
 //! its sums. Scales of groups are in the decoded weights: whole-number tiles would have to leave their registers for every group.
 //!
 //! # Bytes and operations
@@ -15,16 +15,16 @@
 //! tiles of columns, 32 KB, stay in the first-level cache; those of 32 rows come from the second-level one at 32 bytes a cycle. Sums
 //! of a square, 4 KB, are loaded and stored once in [`DEPTH`] · 64 cycles.
 //!
-//! A weight costs tokens/512 cycles of multiplication. Decoding one takes about a third of a cycle: sixteen rows lie in the lanes of a
-//! vector, where 64 weights take some 45 instructions. From [`TOKENS`] tokens on that is less than what products in whole numbers save
-//! (at most 128 multiply-adds a cycle: [`TOKENS`]/128 cycles a weight).
+//! A weight costs tokens/512 cycles of multiplication. Decoding one takes about a third of a cycle by count: sixteen rows lie in the
+//! lanes of a vector, where 64 weights take some 45 instructions. With [`TOKENS`] tokens that is 0.6 cycles together. Products in whole
+//! numbers take one at least, for they do 128 multiply-adds a cycle at most.
 //!
-//! Panels are rows × columns, so that a result depends neither on how rows are cut, nor on the other tokens: sums of a register
-//! go on where they were left.
+//! Sums go on where the columns before left them, in the same order however rows and columns are cut. So results depend neither
+//! on that nor on the other tokens.
 
 use crate::format::{Blocks, Format};
 use crate::gemm;
-use torque_simd::tiles::{Sums, Tile, Tiles};
+use torque_simd::tiles::{Amx, Sums, Tile, Tiles};
 use torque_simd::{Isa, LANES, Level};
 
 /// Tokens of a pass from which weights are multiplied in tiles. Decoding pays only for many; and the tokens of sequences that are
@@ -36,6 +36,7 @@ pub const COLUMNS: usize = 32;
 
 /// Tiles of columns that are decoded at once: whole blocks of every format.
 const DEPTH: usize = 16;
+const _: () = assert!((DEPTH * COLUMNS).is_multiple_of(256));
 
 /// Weights of a format.
 #[derive(Clone, Copy)]
@@ -62,12 +63,7 @@ pub type Multiply = fn(Weights<'_>, &[Tile], usize, &mut Room, &mut [f32]);
 
 /// [`multiply`] of a level, if it has tiles.
 pub fn multiply_on(level: Level) -> Option<Multiply> {
-    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-    if level == Level::Amx {
-        return Some(multiply::<torque_simd::tiles::Amx>);
-    }
-    let _ = level;
-    None
+    (level == Level::Amx).then_some(multiply::<Amx>)
 }
 
 /// Tiles of so many tokens: `[tokens / 16, columns / 32]`, an even number of tokens' tiles. Those of tokens that are missing hold
@@ -247,13 +243,11 @@ fn decode_lanes<F: Format, I: Isa>(isa: I, blocks: Blocks<'_>, out: &mut [Tile])
                     let column = g * F::GROUP + 4 * j;
                     let four = if carried == 0 { codes[j] } else { isa.xor(codes[j], isa.splat_n(carried)) };
                     let rows = &mut out[column / COLUMNS].0[column % COLUMNS / 2..][..2];
-                    for (four, row) in [four, isa.shr::<16>(four)].into_iter().zip(rows) {
-                        let values = [four, isa.shr::<8>(four)].map(
-                            #[inline(always)]
-                            |byte| value(isa, byte, affines[g]),
-                        );
-                        isa.store_n(pairs(isa, values), row);
-                    }
+                    let first = [value(isa, four, affines[g]), value(isa, isa.shr::<8>(four), affines[g])];
+                    isa.store_n(pairs(isa, first), &mut rows[0]);
+                    let four = isa.shr::<16>(four);
+                    let second = [value(isa, four, affines[g]), value(isa, isa.shr::<8>(four), affines[g])];
+                    isa.store_n(pairs(isa, second), &mut rows[1]);
                 }
             },
         );

@@ -10,12 +10,12 @@
 //! [`Emulated`] does in plain loops what [`Amx`] does in instructions, to the bit, so that what is built on tiles can be
 //! tested on every processor.
 
-#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+#[cfg_attr(not(all(target_arch = "x86_64", target_os = "linux")), path = "tiles/no_amx.rs")]
 mod amx;
 mod emulated;
 
-#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub use amx::Amx;
+pub(crate) use amx::available;
 pub use emulated::Emulated;
 
 /// A factor: sixteen rows of 32 bfloat16 numbers, little-endian.
@@ -56,14 +56,6 @@ pub trait Tiles: Sized {
     fn store_sums<const T: u8>(&self, sums: &mut Sums);
     /// Adds the product of A and B to the sums C. Three different registers.
     fn multiply_add<const C: u8, const A: u8, const B: u8>(&mut self);
-}
-
-/// Whether [`Amx`] is to be had.
-pub(crate) fn available() -> bool {
-    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-    return amx::available();
-    #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
-    false
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use serde::Serialize;
 use std::hint::black_box;
 use std::time::Instant;
 use torque_cpu::{Pool, SPIN};
-use torque_simd::tiles::Tiles;
+use torque_simd::tiles::{Amx, Tiles};
 use torque_simd::{Isa, Level, dispatch};
 
 /// What no kernel can be faster than.
@@ -123,7 +123,7 @@ impl Multiply {
             isa: level.name(),
             float: float.into_iter().fold(0.0, f64::max),
             whole: whole.map(|run| speed(isa, run)).into_iter().fold(0.0, f64::max),
-            tiles: tiles_on(level).map(|run| speed((), run)),
+            tiles: (level == Level::Amx).then(|| speed((), tiles::<Amx>)),
         }
     }
 }
@@ -180,16 +180,6 @@ fn wholes<I: Isa, const N: usize>(isa: I) -> usize {
         },
     );
     2 * 64 * N * ROUNDS
-}
-
-/// [`tiles`] of a level, if it has them.
-fn tiles_on(level: Level) -> Option<fn(()) -> usize> {
-    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-    if level == Level::Amx {
-        return Some(tiles::<torque_simd::tiles::Amx>);
-    }
-    let _ = level;
-    None
 }
 
 /// As many sums as there are registers besides the factors.

@@ -91,7 +91,6 @@ fn what_rounds_to_the_smallest_normal_number_is_normal() {
 
 /// Where the processor has tiles: numbers of all magnitudes, and special ones.
 #[test]
-#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 fn instructions_agree_with_the_emulation() {
     if !available() {
         assert!(Amx::new().is_none());
@@ -121,7 +120,6 @@ fn instructions_agree_with_the_emulation() {
 
 /// Other threads have tiles of their own.
 #[test]
-#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 fn threads_do_not_share_tiles() {
     let Some(first) = Amx::new() else { return };
     std::thread::scope(|scope| {
