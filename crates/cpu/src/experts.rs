@@ -3,7 +3,7 @@
 //! All chosen experts go through a step together: gate and up projections, down projections, weighted sums.
 //! The pieces of work of a projection are a few rows of one expert, for all its tokens.
 
-use crate::linear::{Inputs, Matrix};
+use crate::linear::{Inputs, Matrix, Reader};
 use crate::pool::Pool;
 use crate::{elementwise, for_chunks};
 use std::cell::RefCell;
@@ -60,7 +60,8 @@ pub fn run(
     let (groups, places) = group(&routes, used, gate.len());
 
     // Activations are brought to the form that weights read once, then sorted by expert.
-    let readers: Vec<_> = groups.iter().map(|group| [&gate[group.expert], &up[group.expert]]).collect();
+    let readers = groups.iter().map(|group| [gate, up].map(|w| (&w[group.expert], group.tokens.len())));
+    let readers: Vec<[Reader; 2]> = readers.collect();
     buffers.x.prepare(Some(pool), x.data(), readers.as_flattened());
     if buffers.inputs.len() < groups.len() {
         buffers.inputs.resize_with(groups.len(), Inputs::default);
@@ -91,7 +92,7 @@ pub fn run(
             for i in 0..group.tokens.len() {
                 group.row(gate, hidden, i).for_each(|part| rows.extend_from_slice(part));
             }
-            inputs[0].prepare(None, rows, &[&down[group.expert]]);
+            inputs[0].prepare(None, rows, &[(&down[group.expert], group.tokens.len())]);
         });
     });
     let outputs = &mut buffers.outputs;

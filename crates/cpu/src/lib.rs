@@ -3,7 +3,7 @@
 //! Weights stay in the file's map. Few tokens: every weight is read once, decoded in registers and used
 //! for all of them. Many tokens: rows are decoded to a panel that stays in cache. Activations are `f32`, but
 //! for products with quantised weights where whole-number products are instructions: these round them to 8
-//! bits. Work is cut the same way whatever the number of threads: so are results.
+//! bits, and those of many tokens, on processors with tiles, to bfloat16. Work is cut the same way whatever the number of threads: so are results.
 #![deny(unsafe_code)]
 
 mod attention;
@@ -25,6 +25,7 @@ use torque_backend::{
 };
 use torque_kv::{Freed, Moved, PageId, Plan, Section, Sequence, Span};
 use torque_quant::FormatOps;
+use torque_quant::tiles::{self, Multiply};
 use torque_simd::Level;
 
 /// Why the CPU backend cannot start.
@@ -43,6 +44,8 @@ pub enum Error {
 /// The CPU backend.
 pub struct Cpu {
     level: Level,
+    /// What multiplies many tokens, if the level has tiles.
+    tiles: Option<Multiply>,
     pool: Pool,
     partials: Mutex<Partials>,
     experts: Mutex<experts::Buffers>,
@@ -64,7 +67,13 @@ impl Cpu {
             }
         };
         let threads = threads.unwrap_or_else(pool::physical_cores).max(1);
-        Ok(Cpu { level, pool: Pool::new(threads), partials: Mutex::default(), experts: Mutex::default() })
+        Ok(Cpu {
+            level,
+            tiles: tiles::multiply_on(level),
+            pool: Pool::new(threads),
+            partials: Mutex::default(),
+            experts: Mutex::default(),
+        })
     }
 }
 
@@ -100,7 +109,7 @@ impl Backend for Cpu {
         values.to_vec()
     }
     fn matrix(&self, data: MatrixData) -> Matrix {
-        Matrix::new(data, self.level)
+        Matrix::new(data, self.level, self.tiles)
     }
 
     fn embed(&self, table: &Matrix, tokens: &[u32], out: &mut Tensor) {

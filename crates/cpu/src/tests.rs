@@ -158,6 +158,76 @@ fn products_agree_for_every_weight_format() {
     }
 }
 
+/// Backends that multiply many tokens in tiles: emulated ones, and the processor's where it has them.
+fn tile_backends() -> Vec<Cpu> {
+    let emulated = |threads| Cpu {
+        tiles: Some(tiles::multiply::<torque_simd::tiles::Emulated>),
+        ..Cpu::new(Some(threads), None).unwrap()
+    };
+    let mut backends = vec![emulated(1), emulated(3)];
+    if Level::Amx.is_available() {
+        backends.extend([1, 2].map(|threads| Cpu::new(Some(threads), Some("amx")).unwrap()));
+    }
+    backends
+}
+
+/// What rounding both factors to bfloat16 may cost an output.
+const TILE_TOLERANCE: f32 = 0.01;
+
+#[test]
+fn products_of_many_tokens_agree_in_tiles() {
+    let mut random = Random(5);
+    let (rows, columns, tokens) = (150, 768, tiles::TOKENS + 5);
+    let x = Tensor::from_rows(columns, &random.gausses(tokens * columns));
+    for format in FORMATS.iter().filter(|f| f.weights) {
+        let mut bytes = vec![0; rows * format.row_bytes(columns)];
+        format.encode_row(&random.gausses(rows * columns), &mut bytes);
+        let data = MatrixData { format, rows, columns, bytes: bytes.into() };
+        let blank = Tensor::from_rows(rows, &vec![0.0; tokens * rows]);
+        let mut expected = blank.clone();
+        Scalar.linear(&x, &mut [(&data, &mut expected)]);
+        let run = |backend: &Cpu| {
+            let (mut found, mut again) = (blank.clone(), blank.clone());
+            let w = backend.matrix(data.clone());
+            backend.linear(&x, &mut [(&w, &mut found), (&w, &mut again)]);
+            assert_eq!(found.data(), again.data(), "{}: of two matrices", format.name);
+            // Few tokens are multiplied without tiles.
+            let few = tiles::TOKENS / 2;
+            let mut part = Tensor::from_rows(rows, &vec![0.0; few * rows]);
+            backend.linear(&Tensor::from_rows(columns, &x.data()[..few * columns]), &mut [(&w, &mut part)]);
+            (found, part)
+        };
+        let plain = run(&Cpu::new(Some(2), Some(Level::Scalar.name())).unwrap());
+        let found: Vec<_> = tile_backends().iter().map(run).collect();
+        for (found, part) in &found {
+            suite::check_close(format.name, expected.data(), found.data(), TILE_TOLERANCE);
+            assert_eq!(found.data() == plain.0.data(), format.is_float(), "{}: tiles are used", format.name);
+            assert_eq!(part.data(), plain.1.data(), "{}: few tokens", format.name);
+        }
+        assert!(
+            found.windows(2).all(|two| two[0].0.data() == two[1].0.data()),
+            "{}: any threads",
+            format.name
+        );
+    }
+}
+
+/// Experts of which some have few tokens and some many.
+#[test]
+fn experts_agree_in_tiles() {
+    for format in ["q4_k", "q8_0", "tq4_1s", "f16"] {
+        let case = ExpertsCase { biases: true, ..ExpertsCase::new(format, 300) };
+        let weights = case.weights();
+        let run = |backend: &Cpu| case.run(backend, &weights, case.tokens);
+        let plain = run(&Cpu::new(Some(2), None).unwrap());
+        let found: Vec<_> = tile_backends().iter().map(run).collect();
+        let expected = case.run(&Scalar, &weights, case.tokens);
+        suite::check_close(format, &expected, &found[0], 2.0 * TILE_TOLERANCE);
+        assert_eq!(found[0] == plain, format == "f16", "{format}: tiles are used");
+        assert!(found.windows(2).all(|two| two[0] == two[1]), "{format}: any threads");
+    }
+}
+
 /// What rounding activations to 8 bits may cost an output of two products, if any of these formats rounds.
 fn experts_tolerance(_: &Cpu, formats: &[&'static str; 3]) -> f32 {
     let rounds = |name: &&str| torque_quant::by_name(name).unwrap().rounds_activations();

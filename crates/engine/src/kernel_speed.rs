@@ -154,8 +154,13 @@ impl Row {
         let seconds = fastest(&mut run);
         let multiply = limits.multiply.iter().find(|limit| limit.isa == setting.level.name());
         let multiply = multiply.expect("every level in use was measured");
-        let rounds = kernel.name == "product" && setting.format.rounds_activations();
-        let rate = if rounds { multiply.whole } else { multiply.float };
+        let format = setting.format;
+        let rate = match multiply.tiles {
+            _ if kernel.name != "product" => multiply.float,
+            Some(tiles) if format.has_tiles() && kernel.count >= torque_quant::tiles::TOKENS => tiles,
+            _ if format.rounds_activations() => multiply.whole,
+            _ => multiply.float,
+        };
         let operations = 2.0 * multiply_adds as f64 / 1e9;
         let amount = if kernel.unit == "GB/s" { bytes as f64 / 1e9 } else { operations };
         let reading = match kernel.from {

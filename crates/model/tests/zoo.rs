@@ -65,6 +65,17 @@ fn agrees_with_the_reference<B: Backend>(backend: impl Fn() -> B) {
     });
 }
 
+/// Two sequences in a pass, which is as many tokens as products in tiles want.
+#[test]
+fn passes_of_many_tokens_agree_with_the_reference() {
+    println!("{}", cpu().device());
+    for_every_model(cpu, REFERENCE_GATE, |name, gguf| {
+        let reference = reference(name);
+        let logits = files::run_together(cpu(), gguf, &Policy::uniform("f32", "f32"), &reference.tokens, 2);
+        logits.into_iter().map(|logits| [reference.logits.clone(), logits]).collect()
+    });
+}
+
 /// Token by token and in chunks that fit nothing, against one batch; pages seal on the way.
 fn chunks_do_not_matter<B: Backend>(backend: impl Fn() -> B) {
     for_every_model(&backend, CHUNK_GATE, |name, gguf| {

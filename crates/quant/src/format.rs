@@ -274,6 +274,12 @@ impl FormatOps {
         self.weights && self.whole
     }
 
+    /// Whether products of many tokens with weights of this format may be taken in tiles ([`crate::tiles`]). Floats are
+    /// multiplied as floats.
+    pub const fn has_tiles(&self) -> bool {
+        self.weights && !self.is_float()
+    }
+
     /// Whether a row may have this many values: whole blocks, or anything for floats.
     pub fn fits(&self, values: usize) -> bool {
         self.is_float() || values.is_multiple_of(self.block)
@@ -316,7 +322,7 @@ impl FormatOps {
     }
 
     /// Whether it is f32, f16 or bf16: whole bytes for every value, no scales to share.
-    pub fn is_float(&self) -> bool {
+    pub const fn is_float(&self) -> bool {
         self.bytes.is_multiple_of(self.block)
     }
 

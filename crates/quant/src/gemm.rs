@@ -277,7 +277,7 @@ fn outer_tile<I: Isa, const M: usize, const N: usize>(
 
 /// Decodes one row, or whole blocks of one.
 #[inline(always)]
-fn decode<F: Format, I: Isa>(isa: I, row: &[u8], out: &mut [f32]) {
+pub(crate) fn decode<F: Format, I: Isa>(isa: I, row: &[u8], out: &mut [f32]) {
     let (chunks, tail) = out.as_chunks_mut::<16>();
     let (blocks, rest) = row.split_at(chunks.len() * LANES / F::BLOCK * F::BYTES);
     let mut affines = Affines::none(isa);

@@ -4,7 +4,8 @@ use crate::attend::Part;
 use crate::attend::whole::{self, Codes, Split};
 use crate::gemm::Matrix;
 use crate::int8::{self, Rounded};
-use crate::{Format, attend, dot, gemm};
+use crate::{Format, FormatOps, attend, dot, gemm, tiles};
+use torque_simd::tiles::Tile;
 use torque_simd::{Isa, Level, dispatch};
 
 /// What a format and an instruction set can do, as functions. Shapes are those of the functions named.
@@ -20,6 +21,10 @@ pub struct Kernels {
     pub multiply: fn(&[u8], usize, &[Rounded], &mut [f32]),
     /// [`Rounded::round`]: `(out, x)`.
     pub round: fn(&mut Rounded, &[f32]),
+    /// [`tiles::decode`]: `(rows, cols, first, out)`. Weights of all formats but floats.
+    pub decode_tiles: fn(&[u8], usize, usize, &mut [Tile]),
+    /// [`tiles::round`]: `(x, cols, out)`.
+    pub round_tiles: fn(&[f32], usize, &mut [Tile]),
     /// [`Format::encode_blocks`]: `(x, values, out)`.
     pub encode: fn(&[f32], usize, &mut [u8]),
     /// [`attend::scores`]: `(part, q, out)`.
@@ -68,6 +73,18 @@ impl Kernels {
                 }
             },
             round: |out, x| out.round(isa::<I>(), x),
+            decode_tiles: const {
+                match (FormatOps::of::<F>().has_tiles(), F::WHOLE) {
+                    (true, true) => {
+                        |rows, cols, first, out| tiles::decode::<F, I>(isa(), rows, cols, first, out)
+                    }
+                    (true, false) => {
+                        |rows, cols, first, out| tiles::decode_rotated::<F, I>(isa(), rows, cols, first, out)
+                    }
+                    (false, _) => |_, _, _, _| panic!("{} has no weights in tiles", F::NAME),
+                }
+            },
+            round_tiles: |x, cols, out| tiles::round::<I>(isa(), x, cols, out),
             encode: |x, values, out| {
                 let isa = isa::<I>();
                 isa.run(

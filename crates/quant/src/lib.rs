@@ -20,6 +20,7 @@ pub mod kernels;
 pub mod math;
 pub mod rotate;
 pub mod table;
+pub mod tiles;
 
 pub use format::{FORMATS, Format, FormatOps, Rotation, by_ggml_type, by_name};
 pub use kernels::{Kernels, SharedKernels};

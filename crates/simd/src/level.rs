@@ -15,6 +15,8 @@ pub enum Level {
     Avx2,
     /// x86-64 with AVX-512 F, BW, DQ and VL.
     Avx512,
+    /// The same with AMX: [`crate::tiles`] of bfloat16.
+    Amx,
     /// 64-bit Arm.
     Neon,
     /// 64-bit Arm with products of bytes.
@@ -23,7 +25,8 @@ pub enum Level {
 
 impl Level {
     /// Every instruction set, slowest first.
-    pub const ALL: [Level; 5] = [Level::Scalar, Level::Avx2, Level::Avx512, Level::Neon, Level::Dotprod];
+    pub const ALL: [Level; 6] =
+        [Level::Scalar, Level::Avx2, Level::Avx512, Level::Amx, Level::Neon, Level::Dotprod];
 
     /// The best instruction set of this processor.
     pub fn detect() -> Level {
@@ -43,6 +46,8 @@ impl Level {
             Level::Avx2 => Avx2::new().is_some(),
             #[cfg(target_arch = "x86_64")]
             Level::Avx512 => Avx512::new().is_some(),
+            #[cfg(target_arch = "x86_64")]
+            Level::Amx => Avx512::new().is_some() && crate::tiles::available(),
             #[cfg(target_arch = "aarch64")]
             Level::Neon => Neon::new().is_some(),
             #[cfg(target_arch = "aarch64")]
@@ -58,6 +63,7 @@ impl Level {
             Level::Scalar => Scalar::NAME,
             Level::Avx2 => "avx2",
             Level::Avx512 => "avx512",
+            Level::Amx => "amx",
             Level::Neon => "neon",
             Level::Dotprod => "dotprod",
         }
@@ -70,7 +76,8 @@ impl Level {
 }
 
 /// `dispatch!(level, |isa| expression)` evaluates the expression with `isa` the value of that level's
-/// instruction set: one copy of the expression for each instruction set of the target.
+/// instruction set: one copy of the expression for each instruction set of the target. Vectors of [`Level::Amx`] are those of
+/// [`Level::Avx512`].
 ///
 /// # Panics
 ///
@@ -90,7 +97,7 @@ macro_rules! dispatch {
             #[cfg(target_arch = "x86_64")]
             $crate::Level::Avx2 => arm!(Avx2),
             #[cfg(target_arch = "x86_64")]
-            $crate::Level::Avx512 => arm!(Avx512),
+            $crate::Level::Avx512 | $crate::Level::Amx => arm!(Avx512),
             #[cfg(target_arch = "aarch64")]
             $crate::Level::Neon => arm!(Neon),
             #[cfg(target_arch = "aarch64")]
@@ -115,7 +122,8 @@ mod tests {
             fn name<I: Isa>(_: I) -> &'static str {
                 I::NAME
             }
-            assert_eq!(dispatch!(level, |isa| name(isa)), level.name());
+            let vectors = if level == Level::Amx { Level::Avx512 } else { level };
+            assert_eq!(dispatch!(level, |isa| name(isa)), vectors.name());
         }
         assert!(Level::detect().is_available());
     }

@@ -19,6 +19,8 @@
 //! assert_eq!(dot, 96.0);
 //! ```
 //!
+//! [`tiles`] are for products of many tokens, on processors that multiply matrices.
+//!
 //! This crate is the only one that names an intrinsic.
 
 #[cfg(target_arch = "x86_64")]
@@ -31,6 +33,7 @@ mod neon;
 mod scalar;
 #[cfg(test)]
 mod tests;
+pub mod tiles;
 
 #[cfg(target_arch = "x86_64")]
 pub use avx2::Avx2;

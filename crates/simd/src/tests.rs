@@ -3,17 +3,17 @@
 use crate::{Isa, Level, Scalar, dispatch};
 
 /// A small generator, so that failures repeat (xorshift, Marsaglia 2003).
-struct Random(u64);
+pub struct Random(pub u64);
 
 impl Random {
-    fn bits(&mut self) -> u64 {
+    pub fn bits(&mut self) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
         self.0
     }
     /// Numbers of many magnitudes and, now and then, a special one.
-    fn float(&mut self) -> f32 {
+    pub fn float(&mut self) -> f32 {
         const SPECIAL: [f32; 8] =
             [0.0, -0.0, 1.0, f32::INFINITY, f32::NEG_INFINITY, f32::MIN_POSITIVE, 65520.0, 2.5];
         let bits = self.bits();
@@ -22,20 +22,20 @@ impl Random {
             _ => ((bits >> 40) as f32 / (1 << 23) as f32 - 1.0) * 10f32.powi((bits >> 32) as i32 % 9 - 4),
         }
     }
-    fn finite(&mut self) -> f32 {
+    pub fn finite(&mut self) -> f32 {
         let x = self.float();
         if x.is_finite() { x } else { 3.25 }
     }
-    fn floats(&mut self) -> [f32; 16] {
+    pub fn floats(&mut self) -> [f32; 16] {
         std::array::from_fn(|_| self.float())
     }
-    fn finites(&mut self) -> [f32; 16] {
+    pub fn finites(&mut self) -> [f32; 16] {
         std::array::from_fn(|_| self.finite())
     }
-    fn integers(&mut self) -> [i32; 16] {
+    pub fn integers(&mut self) -> [i32; 16] {
         std::array::from_fn(|_| self.bits() as i32)
     }
-    fn bytes<const L: usize>(&mut self) -> [u8; L] {
+    pub fn bytes<const L: usize>(&mut self) -> [u8; L] {
         std::array::from_fn(|_| self.bits() as u8)
     }
 }

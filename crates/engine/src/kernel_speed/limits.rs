@@ -5,6 +5,7 @@ use serde::Serialize;
 use std::hint::black_box;
 use std::time::Instant;
 use torque_cpu::{Pool, SPIN};
+use torque_simd::tiles::{Amx, Tiles};
 use torque_simd::{Isa, Level, dispatch};
 
 /// What no kernel can be faster than.
@@ -29,6 +30,8 @@ pub struct Multiply {
     pub float: f64,
     /// Products of bytes that are summed in 32 bits, 10⁹ operations a second.
     pub whole: f64,
+    /// Products of tiles of bfloat16, GFLOP/s, if there are tiles.
+    pub tiles: Option<f64>,
 }
 
 impl Limits {
@@ -38,7 +41,10 @@ impl Limits {
             read: Memory::fastest(1),
             threads,
             read_together: Memory::fastest(threads),
-            multiply: levels.iter().map(|&level| dispatch!(level, |isa| Multiply::measure(isa))).collect(),
+            multiply: levels
+                .iter()
+                .map(|&level| dispatch!(level, |isa| Multiply::measure(isa, level)))
+                .collect(),
         }
     }
 }
@@ -108,21 +114,22 @@ fn sum<I: Isa>(isa: I, lines: &[[u8; 64]]) {
 const ROUNDS: usize = 10_000;
 
 impl Multiply {
-    fn measure<I: Isa>(isa: I) -> Multiply {
+    fn measure<I: Isa>(isa: I, level: Level) -> Multiply {
         // As many sums as hide the latency of an instruction, and no more than there are registers: what that is,
         // the fastest tells.
         let float = [floats::<I, 4>, floats::<I, 8>, floats::<I, 12>].map(|run| speed(isa, run));
         let whole = [wholes::<I, 4>, wholes::<I, 8>, wholes::<I, 12>];
         Multiply {
-            isa: I::NAME,
+            isa: level.name(),
             float: float.into_iter().fold(0.0, f64::max),
             whole: whole.map(|run| speed(isa, run)).into_iter().fold(0.0, f64::max),
+            tiles: (level == Level::Amx).then(|| speed((), tiles::<Amx>)),
         }
     }
 }
 
 /// 10⁹ operations a second of a function that says how many it does.
-fn speed<I: Isa>(isa: I, run: fn(I) -> usize) -> f64 {
+fn speed<I: Copy>(isa: I, run: fn(I) -> usize) -> f64 {
     let mut operations = 0;
     let seconds = fastest(|| operations = run(isa));
     operations as f64 / seconds / 1e9
@@ -173,4 +180,20 @@ fn wholes<I: Isa, const N: usize>(isa: I) -> usize {
         },
     );
     2 * 64 * N * ROUNDS
+}
+
+/// As many sums as there are registers besides the factors.
+fn tiles<T: Tiles>((): ()) -> usize {
+    let mut tiles = T::new().expect("the level has tiles");
+    tiles.zero::<6>();
+    tiles.zero::<7>();
+    for _ in 0..ROUNDS / 10 {
+        tiles.multiply_add::<0, 6, 7>();
+        tiles.multiply_add::<1, 6, 7>();
+        tiles.multiply_add::<2, 6, 7>();
+        tiles.multiply_add::<3, 6, 7>();
+        tiles.multiply_add::<4, 6, 7>();
+        tiles.multiply_add::<5, 6, 7>();
+    }
+    2 * 16 * 16 * 32 * 6 * (ROUNDS / 10)
 }

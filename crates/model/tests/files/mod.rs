@@ -126,6 +126,23 @@ pub fn run<B: Backend>(backend: B, gguf: &Gguf, policy: &Policy, tokens: &[u32],
     feed(&mut context(&backend, &model, policy, 1), 0, tokens, chunk)
 }
 
+/// Logits of every token of fresh sequences fed at once, each with the same tokens.
+pub fn run_together<B: Backend>(
+    backend: B,
+    gguf: &Gguf,
+    policy: &Policy,
+    tokens: &[u32],
+    sequences: usize,
+) -> Vec<Vec<f32>> {
+    let (backend, batch) = (Arc::new(backend), sequences * tokens.len());
+    let model = load(&*backend, gguf);
+    let options = ContextOptions { context: model.config.context, batch, sequences, policy: policy.clone() };
+    let mut context = Context::new(backend, model, options).unwrap();
+    context.forward(&(0..sequences).map(|sequence| (sequence, tokens)).collect::<Vec<_>>()).unwrap();
+    let rows = |sequence: usize| sequence * tokens.len()..(sequence + 1) * tokens.len();
+    (0..sequences).map(|sequence| last_logits(&mut context, rows(sequence))).collect()
+}
+
 /// The largest difference; infinite if anything is not a number.
 pub fn max_difference(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len());

@@ -306,6 +306,13 @@ fn kernels_are_inlined() {
                     }
                 };
                 times.push(("multiply by one", fastest(&mut few)));
+                let mut tiles = vec![Tile::ZERO; cols / tiles::COLUMNS];
+                let mut decode = || {
+                    for rows in bytes.chunks_exact(16 * format.row_bytes(cols)) {
+                        (kernels.decode_tiles)(rows, cols, 0, &mut tiles);
+                    }
+                };
+                times.push(("decode_tiles", fastest(&mut decode)));
             } else if format.weights {
                 let (bytes, _) = encoded_rows(format, 2, rows, cols);
                 let (mut panel, mut out) = (vec![0.0; gemm::panel_len(rows, cols)], vec![0.0; tokens * rows]);

@@ -48,6 +48,9 @@ fn limits(report: &Report) -> Table {
     for multiply in &limits.multiply {
         row(format!("{} float multiply-adds", multiply.isa), 1, multiply.float, "GFLOP/s");
         row(format!("{} products of bytes", multiply.isa), 1, multiply.whole, "GOP/s");
+        if let Some(tiles) = multiply.tiles {
+            row(format!("{} products of tiles", multiply.isa), 1, tiles, "GFLOP/s");
+        }
     }
     table
 }
