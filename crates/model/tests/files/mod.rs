@@ -136,7 +136,9 @@ pub fn run_together<B: Backend>(
 ) -> Vec<Vec<f32>> {
     let (backend, batch) = (Arc::new(backend), sequences * tokens.len());
     let model = load(&*backend, gguf);
-    let options = ContextOptions { context: model.config.context, batch, sequences, policy: policy.clone() };
+    let (context, policy) = (model.config.context, policy.clone());
+    let options =
+        ContextOptions { context, batch, sequences, policy, overflow: Overflow::Stop, prefix_bytes: 0 };
     let mut context = Context::new(backend, model, options).unwrap();
     context.forward(&(0..sequences).map(|sequence| (sequence, tokens)).collect::<Vec<_>>()).unwrap();
     let rows = |sequence: usize| sequence * tokens.len()..(sequence + 1) * tokens.len();
