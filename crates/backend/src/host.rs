@@ -109,7 +109,15 @@ impl Part {
     ) -> impl Iterator<Item = SealJob<'a>> {
         let (format, size) = (self.format, self.bytes.len() / side.heads);
         let heads = self.bytes.chunks_exact_mut(size).enumerate();
-        heads.map(move |(head, out)| SealJob { side, tokens, from: from(head), turn: None, format, out })
+        heads.map(move |(head, out)| SealJob {
+            side,
+            tokens,
+            from: from(head),
+            gain: 1.0,
+            turn: None,
+            format,
+            out,
+        })
     }
 
     /// Bytes of the part.
@@ -124,6 +132,9 @@ pub struct SealJob<'a> {
     tokens: usize,
     /// What it is stored in now, and how.
     from: (&'static FormatOps, &'a [u8]),
+    /// What is divided by first, but for the mean: how much longer than the exact values it is, and for a page that
+    /// others outlive in more bits, how much longer it will be.
+    gain: f32,
     /// By what keys are turned on the way.
     turn: Option<Angles<'a>>,
     format: &'static FormatOps,
@@ -135,7 +146,7 @@ impl SealJob<'_> {
     pub fn run(&mut self, encode: impl Fn(&FormatOps, &[f32], usize, &mut [u8])) {
         let mut values = vec![0.0; self.tokens * self.side.head_dim];
         let (format, bytes) = self.from;
-        unseal_head(self.side, format, bytes, &mut values);
+        unseal_head(self.side, format, bytes, self.gain, &mut values);
         if let Some(angles) = &self.turn {
             turn::keys(self.side, angles, &mut values);
         }
@@ -151,8 +162,9 @@ impl SealJob<'_> {
     }
 }
 
-/// Decodes what a [`SealJob`] has encoded, `[tokens, head_dim]`: the values with their mean, rotated if the side is.
-pub fn unseal_head(side: &SidePlan, format: &FormatOps, bytes: &[u8], out: &mut [f32]) {
+/// Decodes what a [`SealJob`] has encoded, `[tokens, head_dim]`: the values divided by a gain, which is 1 for what attention
+/// sees, with their mean, rotated if the side is.
+pub fn unseal_head(side: &SidePlan, format: &FormatOps, bytes: &[u8], gain: f32, out: &mut [f32]) {
     let (mean, blocks) = bytes.split_at(side.mean_bytes(format));
     if mean.is_empty() {
         return format.decode_row(blocks, out);
@@ -171,7 +183,7 @@ pub fn unseal_head(side: &SidePlan, format: &FormatOps, bytes: &[u8], out: &mut 
     }
     for row in out.chunks_exact_mut(side.head_dim) {
         for (x, m) in row.iter_mut().zip(mean.as_chunks::<2>().0) {
-            *x += f16::from_le_bytes(*m).to_f32();
+            *x = *x / gain + f16::from_le_bytes(*m).to_f32();
         }
     }
 }
@@ -346,7 +358,11 @@ impl Store {
         let mut jobs = Vec::new();
         for (new, side, part) in &mut resealed {
             let (side, part): (&SidePlan, &Part) = (side, part);
-            jobs.extend(new.seal(side, tokens, |head| (part.format, part.head(side, head))));
+            // The longer vectors that serve best where all pages are alike (formats' gains) do harm where others are
+            // more exact: noisy scores add weight already. What is sealed again gets its own length.
+            let gain = part.format.gain * new.format.gain;
+            let of_part = new.seal(side, tokens, |head| (part.format, part.head(side, head)));
+            jobs.extend(of_part.map(|job| SealJob { gain, ..job }));
         }
         run(&mut jobs);
         for (new, _, part) in resealed {

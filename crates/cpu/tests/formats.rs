@@ -55,9 +55,9 @@ fn document(cells: &[Cell]) -> String {
              `turbo4` and the weight formats `tq3_1s`, `tq4_1s` follow TurboQuant (Zandieh et al. 2025) as \
              [llama-cpp-turboquant](https://github.com/TheTom/llama-cpp-turboquant) stores it: rotate, then round to an optimal \
              codebook. `turbo4` uses the true Lloyd–Max table and no reserved bytes; `turbo8` is a rotated 8-bit \
-             format with one scale a head. `turbo3_tcq` and `turbo2_tcq` choose all codes of a head together, as a path \
+             format with one scale a head. `turbo4_tcq`, `turbo3_tcq` and `turbo2_tcq` choose all codes of a head together, as a path \
              through a trellis (trellis coded quantisation, Marcellin and Fischer 1990; windows of a bit stream as states, \
-             QTIP, Tseng et al. 2024): for the bits of turbo3 and turbo2, a third less error. They follow \
+             QTIP, Tseng et al. 2024): for the bits of turbo4, turbo3 and turbo2, a third less error. They follow \
              [buun-llama-cpp](https://github.com/spiritbuun/buun-llama-cpp) by spiritbuun, with a codebook of their own.\n\n\
              `torque formats` prints the first table; `torque formats verify FILE…` checks recorded vectors, so that other \
              implementations can be compared.\n\n\

@@ -1,4 +1,4 @@
-//! Trains the levels of turbo2_tcq and turbo3_tcq and writes them into a folder, in a minute or two:
+//! Trains the levels of turbo2_tcq, turbo3_tcq and turbo4_tcq and writes them into a folder, in a minute or two:
 //!
 //! `cargo run --release -p torque-quant --example tcq_codebook -- crates/quant/src/formats`
 //!
@@ -25,6 +25,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let folder = Path::new(&folder);
     std::fs::write(folder.join("tcq2.i8"), best_levels::<2, 256>())?;
     std::fs::write(folder.join("tcq3.i8"), best_levels::<3, 512>())?;
+    std::fs::write(folder.join("tcq4.i8"), best_levels::<4, 256>())?;
     Ok(())
 }
 

@@ -56,6 +56,19 @@ impl<const N: usize> Codebook<N> {
         self.thresholds[..N - 1].iter().filter(above).count() as u8
     }
 
+    /// A table to search: entry i is the threshold that code i begins at. It is −0 and never 0, so that the sign of
+    /// `x - threshold` says whether x lies below, zeros included.
+    pub const fn beginnings(&self) -> [f32; 16] {
+        let mut lanes = [0.0; 16];
+        let mut i = 1;
+        while i < N {
+            let threshold = self.thresholds[i - 1];
+            lanes[i] = if threshold == 0.0 { -0.0 } else { threshold };
+            i += 1;
+        }
+        lanes
+    }
+
     /// The levels as one sixteen-lane table, repeated from the start.
     pub const fn lanes(&self) -> [f32; 16] {
         let mut lanes = [0.0; 16];

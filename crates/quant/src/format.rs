@@ -61,6 +61,9 @@ pub trait Format: Send + Sync + 'static {
     /// Whether attention rounds what it multiplies codes with, queries and weights, to one byte and not to two. That adds less
     /// than a hundredth to the error of a format of four bits or fewer, if it is rotated: then no channel is much larger than the others.
     const COARSE: bool = false;
+    /// How much longer than what was encoded the decoded block of [`Format::encode_rotated`] is, on average: formats whose
+    /// scale does more than restore the length. Whoever encodes again what was decoded divides by it.
+    const GAIN: f32 = 1.0;
     /// What the decoded values mean.
     const ROTATION: Rotation = Rotation::None;
     /// May hold weights.
@@ -186,6 +189,8 @@ pub struct FormatOps {
     pub code_error: f32,
     /// [`Format::COARSE`].
     pub coarse: bool,
+    /// [`Format::GAIN`].
+    pub gain: f32,
     /// [`Format::WEIGHTS`].
     pub weights: bool,
     /// [`Format::KV`].
@@ -222,6 +227,7 @@ pub static FORMATS: &[FormatOps] = &[
     FormatOps::of::<Tq3_1s>(),
     FormatOps::of::<Turbo8>(),
     FormatOps::of::<Turbo4>(),
+    FormatOps::of::<Turbo4Tcq>(),
     FormatOps::of::<Turbo3>(),
     FormatOps::of::<Turbo3Tcq>(),
     FormatOps::of::<Turbo2>(),
@@ -254,6 +260,7 @@ impl FormatOps {
             rotation: F::ROTATION,
             code_error: F::CODE_ERROR,
             coarse: F::COARSE,
+            gain: F::GAIN,
             weights: F::WEIGHTS,
             kv: F::KV,
             encode: F::encode,

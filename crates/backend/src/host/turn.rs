@@ -28,7 +28,7 @@ impl Store {
             if let Some(angles) = angles[place.1] {
                 let of_page =
                     new[Side::K as usize].seal(side, tokens, |head| (keys.format, keys.head(side, head)));
-                jobs.extend(of_page.map(|job| SealJob { turn: Some(angles), ..job }));
+                jobs.extend(of_page.map(|job| SealJob { gain: keys.format.gain, turn: Some(angles), ..job }));
             }
         }
         run(&mut jobs);

@@ -11,12 +11,10 @@ const DOCS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs");
 const MODELS: [&str; 2] = ["demo", "demo-kbias"];
 
 /// Flat policies.
-const FLAT: &str =
-    "q8_0,q8_0/turbo3,q4_0,turbo4,turbo4/turbo3,turbo3,turbo3_tcq,turbo3/turbo2,turbo2,turbo2_tcq";
+const FLAT: &str = "q8_0,q8_0/turbo3,q4_0,turbo4,turbo4_tcq,turbo4/turbo3,turbo4_tcq/turbo3_tcq,turbo3,turbo3_tcq,turbo3/turbo2,turbo2,turbo2_tcq";
 
 /// Policies whose older pages are smaller, beside flat ones that are as large.
-const AGED: &str =
-    "q8_0@aggressive,turbo4,turbo4@conservative,turbo3,turbo3_tcq,turbo4@aggressive,turbo3/turbo2";
+const AGED: &str = "q8_0@aggressive,turbo4,turbo4_tcq,turbo4@conservative,turbo3,turbo3_tcq,turbo4@aggressive,turbo3/turbo2,turbo3@balanced";
 
 /// Nothing is exact on purpose.
 const BARE: &str = "--kv-tail 0 --kv-sink 0";

@@ -36,7 +36,7 @@ pub use q4_k::{Q4K, Q5K};
 pub use q5::{Q5_0, Q5_1};
 pub use q6_k::Q6K;
 pub use q8_0::Q8_0;
-pub use tcq::{Trellis, Turbo2Tcq, Turbo3Tcq};
+pub use tcq::{Trellis, Turbo2Tcq, Turbo3Tcq, Turbo4Tcq};
 pub use tq::{Tq3_1s, Tq4_1s};
 pub(crate) use turbo::encode_128;
 pub use turbo::{Turbo2, Turbo3, Turbo4, Turbo8};

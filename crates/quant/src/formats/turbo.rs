@@ -1,8 +1,8 @@
 //! turbo2, turbo3, turbo4, turbo8: a rotated head and one scale (KV cache).
 //!
 //! The group is divided by its length and rotated; its coordinates are then nearly N(0, 1/g), g the
-//! group's length, and are rounded to a codebook for that distribution. The stored scale makes the
-//! decoded vector as long as the input («norm correction»).
+//! group's length, and are rounded to a codebook for that distribution. The published scale makes the
+//! decoded vector as long as the input («norm correction»); that of the cache, a little longer.
 //!
 //! ```text
 //! all     0..2   scale f16                                    value i = scale · level[code i]
@@ -21,7 +21,7 @@ use super::{biased, bytes16, f16_at, inverse, level_bytes, nibbles, read_f16, wr
 use crate::codebook::{Codebook, TURBO2, TURBO3, TURBO4};
 use crate::format::{Blocks, Format, Rotation};
 use crate::rotate;
-use torque_simd::Isa;
+use torque_simd::{Isa, Scalar};
 
 /// 2.125 bits for groups of 128.
 pub struct Turbo2;
@@ -51,11 +51,58 @@ pub(crate) fn encode_128<const N: usize>(
     round(book, norm, unit.into_iter(), &mut put)
 }
 
-/// Encodes a rotated group of any size and returns the corrected norm, finite if the input is.
-fn encode_any<const N: usize>(book: &Codebook<N>, x: &[f32], mut put: impl FnMut(usize, u8)) -> f32 {
-    let (norm, inv) = length(x);
+/// Encodes a rotated group of any size, of which `put(i, codes)` gets values `16 i .. 16 i + 16`. Returns the scale, finite
+/// if the input is.
+///
+/// One scale restores the vector's length, a slightly larger one its product with itself. A quarter of the way between
+/// them, KL divergence is below that with the length alone by 2 % with turbo4, 4 % with turbo3 and 12 % with turbo2.
+#[inline(always)]
+fn encode_any<I: Isa, const N: usize>(
+    isa: I,
+    book: &Codebook<N>,
+    x: &[f32],
+    mut put: impl FnMut(usize, [u8; 16]),
+) -> f32 {
+    let sixteens = x.as_chunks().0;
+    let mut squares = isa.splat(0.0);
+    for x in sixteens {
+        let x = isa.load(x);
+        squares = isa.fma(x, x, squares);
+    }
+    let norm = isa.sum(squares).sqrt();
     let widen = ((x.len() as f64 / 128.0).sqrt()) as f32;
-    bounded(round(book, norm, x.iter().map(|x| x * inv * widen), &mut put))
+    let factor = isa.splat(inverse_length(norm) * widen);
+    let (levels, beginnings) = (isa.load(&book.lanes()), isa.load(&book.beginnings()));
+    let (mut squares, mut product) = (isa.splat(0.0), isa.splat(0.0));
+    for (i, x) in sixteens.iter().enumerate() {
+        // NaN is large.
+        let x = isa.min(isa.mul(isa.load(x), factor), isa.splat(f32::MAX));
+        let mut code = isa.splat_n(0);
+        for bit in (0..N.ilog2()).rev() {
+            let half = isa.splat_n(1 << bit);
+            let upper = isa.or(code, half);
+            let below = isa.to_bits(isa.sub(x, isa.lookup(beginnings, upper)));
+            code = isa.xor(upper, isa.and(isa.shr_by(below, 31 - bit), half));
+        }
+        let level = isa.lookup(levels, code);
+        squares = isa.fma(level, level, squares);
+        product = isa.fma(level, x, product);
+        put(i, isa.narrow(code));
+    }
+    // No level is zero, so the decoded vector has a length.
+    let length = isa.sum(squares).sqrt();
+    // Between the vector and its levels. It is below 0.25 only for a vector that is not Gaussian at all, or zero.
+    let cosine = (isa.sum(product) / (widen * length)).max(0.25);
+    bounded(norm / length * (0.75 + 0.25 / cosine))
+}
+
+/// Calls `encode` for every block of `values` values.
+#[inline(always)]
+fn each_block(x: &[f32], values: usize, out: &mut [u8], encode: impl Fn(&[f32], &mut [u8])) {
+    let bytes = (out.len() * values).checked_div(x.len()).unwrap_or(1);
+    for (x, block) in x.chunks_exact(values).zip(out.chunks_exact_mut(bytes)) {
+        encode(x, block);
+    }
 }
 
 /// A scale that half precision holds; NaN stays NaN.
@@ -100,6 +147,15 @@ pub(super) fn values(block_bytes: usize, bits: usize) -> usize {
 
 fn put2(qs: &mut [u8], i: usize, code: u8) {
     qs[i / 4] |= (code & 3) << (2 * (i % 4));
+}
+
+/// The low two bits of sixteen codes, as [`put2`] puts them.
+fn pack2(codes: [u8; 16]) -> [u8; 4] {
+    let (fours, _) = codes.as_chunks();
+    // Fields at bits 0, 8, 16 and 24 meet at bits 24, 26, 28 and 30, where none of the others come.
+    std::array::from_fn(|i| {
+        ((u32::from_le_bytes(fours[i]) & 0x0303_0303).wrapping_mul(0x0104_1040) >> 24) as u8
+    })
 }
 
 fn get2(qs: &[u8], i: usize) -> u8 {
@@ -154,6 +210,15 @@ fn row_scales<I: Isa, const N: usize>(isa: I, book: &Codebook<N>, top: f32, bloc
     isa.mul(blocks.tile_scales(isa), isa.splat(book.levels[N - 1] / top))
 }
 
+impl Turbo2 {
+    #[inline(always)]
+    fn encode_on<I: Isa>(isa: I, x: &[f32], block: &mut [u8]) {
+        let (fields, _) = block[2..].as_chunks_mut();
+        let scale = encode_any(isa, &TURBO2, x, |i, codes| fields[i] = pack2(codes));
+        write_f16(block, 0, scale);
+    }
+}
+
 impl Format for Turbo2 {
     const NAME: &'static str = "turbo2";
     const WHOLE: bool = false;
@@ -168,6 +233,7 @@ impl Format for Turbo2 {
     const PART: usize = 128;
     const STRIDED: bool = true;
     const CODE_ERROR: f32 = byte_levels(&TURBO2).error;
+    const GAIN: f32 = 1.0155;
     const COARSE: bool = true;
     const KV: bool = true;
 
@@ -178,9 +244,18 @@ impl Format for Turbo2 {
     }
 
     fn encode_rotated(x: &[f32], block: &mut [u8]) {
-        block.fill(0);
-        let scale = encode_any(&TURBO2, x, |i, code| put2(&mut block[2..], i, code));
-        write_f16(block, 0, scale);
+        Turbo2::encode_on(Scalar, x, block);
+    }
+
+    #[inline(always)]
+    fn encode_blocks<I: Isa>(isa: I, x: &[f32], values: usize, out: &mut [u8]) {
+        each_block(
+            x,
+            values,
+            out,
+            #[inline(always)]
+            |x, block| Turbo2::encode_on(isa, x, block),
+        );
     }
 
     fn decode(block: &[u8], y: &mut [f32]) {
@@ -230,6 +305,23 @@ impl Turbo3 {
         put2(&mut block[2..], i, code);
         block[high + i / 8] |= (code >> 2) << (i % 8);
     }
+
+    #[inline(always)]
+    fn encode_on<I: Isa>(isa: I, x: &[f32], block: &mut [u8]) {
+        let (fields, bits) = block[2..].split_at_mut(x.len() / 4);
+        let ((fields, _), (bits, _)) = (fields.as_chunks_mut(), bits.as_chunks_mut());
+        let scale = encode_any(isa, &TURBO3, x, |i, codes| {
+            fields[i] = pack2(codes);
+            // Bit 2 of eight bytes: byte j's to bit 56 + j, where no other comes.
+            let high = |codes: [u8; 8]| {
+                let bits = u64::from_le_bytes(codes) >> 2 & 0x0101_0101_0101_0101;
+                (bits.wrapping_mul(0x0102_0408_1020_4080) >> 56) as u8
+            };
+            let (eights, _) = codes.as_chunks();
+            bits[i] = [high(eights[0]), high(eights[1])];
+        });
+        write_f16(block, 0, scale);
+    }
 }
 
 impl Format for Turbo3 {
@@ -246,6 +338,7 @@ impl Format for Turbo3 {
     const PART: usize = 128;
     const STRIDED: bool = true;
     const CODE_ERROR: f32 = byte_levels(&TURBO3).error;
+    const GAIN: f32 = 1.0044;
     const COARSE: bool = true;
     const KV: bool = true;
 
@@ -256,9 +349,18 @@ impl Format for Turbo3 {
     }
 
     fn encode_rotated(x: &[f32], block: &mut [u8]) {
-        block.fill(0);
-        let scale = encode_any(&TURBO3, x, |i, code| Turbo3::put(block, i, code));
-        write_f16(block, 0, scale);
+        Turbo3::encode_on(Scalar, x, block);
+    }
+
+    #[inline(always)]
+    fn encode_blocks<I: Isa>(isa: I, x: &[f32], values: usize, out: &mut [u8]) {
+        each_block(
+            x,
+            values,
+            out,
+            #[inline(always)]
+            |x, block| Turbo3::encode_on(isa, x, block),
+        );
     }
 
     fn decode(block: &[u8], y: &mut [f32]) {
@@ -319,6 +421,15 @@ impl Turbo4 {
     fn put(block: &mut [u8], i: usize, code: u8) {
         block[2 + i / 16 * 8 + i % 8] |= code << (i % 16 / 8 * 4);
     }
+
+    #[inline(always)]
+    fn encode_on<I: Isa>(isa: I, x: &[f32], block: &mut [u8]) {
+        let (eights, _) = block[2..].as_chunks_mut();
+        let scale = encode_any(isa, &TURBO4, x, |i, codes| {
+            eights[i] = std::array::from_fn::<_, 8, _>(|j| codes[j] | codes[j + 8] << 4);
+        });
+        write_f16(block, 0, scale);
+    }
 }
 
 impl Format for Turbo4 {
@@ -334,6 +445,7 @@ impl Format for Turbo4 {
     const WIDE: bool = true;
     const PART: usize = 128;
     const CODE_ERROR: f32 = byte_levels(&TURBO4).error;
+    const GAIN: f32 = 1.0012;
     const COARSE: bool = true;
     const KV: bool = true;
 
@@ -344,9 +456,18 @@ impl Format for Turbo4 {
     }
 
     fn encode_rotated(x: &[f32], block: &mut [u8]) {
-        block.fill(0);
-        let scale = encode_any(&TURBO4, x, |i, code| Turbo4::put(block, i, code));
-        write_f16(block, 0, scale);
+        Turbo4::encode_on(Scalar, x, block);
+    }
+
+    #[inline(always)]
+    fn encode_blocks<I: Isa>(isa: I, x: &[f32], values: usize, out: &mut [u8]) {
+        each_block(
+            x,
+            values,
+            out,
+            #[inline(always)]
+            |x, block| Turbo4::encode_on(isa, x, block),
+        );
     }
 
     fn decode(block: &[u8], y: &mut [f32]) {
