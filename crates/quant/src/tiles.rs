@@ -11,9 +11,9 @@
 //! # Bytes and operations
 //!
 //! A product of two tiles, 16 × 16 × 32 multiply-adds, takes 16 cycles, and loading a tile of 1 KB 8 from the first-level cache. A
-//! square of 2 × 2 products loads four tiles in 64 cycles, half of what the load ports could. Those of 32 tokens and [`DEPTH`]
+//! square of 2 × 2 products loads four tiles in 64 cycles, half of what the load ports could. Those of 32 tokens and `DEPTH`
 //! tiles of columns, 32 KB, stay in the first-level cache; those of 32 rows come from the second-level one at 32 bytes a cycle. Sums
-//! of a square, 4 KB, are loaded and stored once in [`DEPTH`] · 64 cycles.
+//! of a square, 4 KB, are loaded and stored once in `DEPTH` · 64 cycles.
 //!
 //! A weight costs tokens/512 cycles of multiplication. Decoding one takes about a third of a cycle by count: sixteen rows lie in the
 //! lanes of a vector, where 64 weights take some 45 instructions. With [`TOKENS`] tokens that is 0.6 cycles together. Products in whole
