@@ -78,13 +78,18 @@ pub trait Format: Send + Sync + 'static {
     fn encode_rotated(x: &[f32], block: &mut [u8]) {
         Self::encode(x, block);
     }
+    /// [`Format::encode_rotated`] to the bit, on an instruction set.
+    #[inline(always)]
+    fn encode_on<I: Isa>(isa: I, x: &[f32], block: &mut [u8]) {
+        let _ = isa;
+        Self::encode_rotated(x, block);
+    }
     /// Encodes blocks of `values` values: [`Format::encode_rotated`] of each, to the bit. This is how the cache writes.
     #[inline(always)]
     fn encode_blocks<I: Isa>(isa: I, x: &[f32], values: usize, out: &mut [u8]) {
-        let _ = isa;
         let bytes = (out.len() * values).checked_div(x.len()).unwrap_or(1);
         for (x, block) in x.chunks_exact(values).zip(out.chunks_exact_mut(bytes)) {
-            Self::encode_rotated(x, block);
+            Self::encode_on(isa, x, block);
         }
     }
     /// Decodes one block, operation by operation as the format's reference does.

@@ -96,15 +96,6 @@ fn encode_any<I: Isa, const N: usize>(
     bounded(norm / length * (0.75 + 0.25 / cosine))
 }
 
-/// Calls `encode` for every block of `values` values.
-#[inline(always)]
-fn each_block(x: &[f32], values: usize, out: &mut [u8], encode: impl Fn(&[f32], &mut [u8])) {
-    let bytes = (out.len() * values).checked_div(x.len()).unwrap_or(1);
-    for (x, block) in x.chunks_exact(values).zip(out.chunks_exact_mut(bytes)) {
-        encode(x, block);
-    }
-}
-
 /// A scale that half precision holds; NaN stays NaN.
 pub(super) fn bounded(scale: f32) -> f32 {
     if scale > F16_MAX { F16_MAX } else { scale }
@@ -210,15 +201,6 @@ fn row_scales<I: Isa, const N: usize>(isa: I, book: &Codebook<N>, top: f32, bloc
     isa.mul(blocks.tile_scales(isa), isa.splat(book.levels[N - 1] / top))
 }
 
-impl Turbo2 {
-    #[inline(always)]
-    fn encode_on<I: Isa>(isa: I, x: &[f32], block: &mut [u8]) {
-        let (fields, _) = block[2..].as_chunks_mut();
-        let scale = encode_any(isa, &TURBO2, x, |i, codes| fields[i] = pack2(codes));
-        write_f16(block, 0, scale);
-    }
-}
-
 impl Format for Turbo2 {
     const NAME: &'static str = "turbo2";
     const WHOLE: bool = false;
@@ -248,14 +230,10 @@ impl Format for Turbo2 {
     }
 
     #[inline(always)]
-    fn encode_blocks<I: Isa>(isa: I, x: &[f32], values: usize, out: &mut [u8]) {
-        each_block(
-            x,
-            values,
-            out,
-            #[inline(always)]
-            |x, block| Turbo2::encode_on(isa, x, block),
-        );
+    fn encode_on<I: Isa>(isa: I, x: &[f32], block: &mut [u8]) {
+        let (fields, _) = block[2..].as_chunks_mut();
+        let scale = encode_any(isa, &TURBO2, x, |i, codes| fields[i] = pack2(codes));
+        write_f16(block, 0, scale);
     }
 
     fn decode(block: &[u8], y: &mut [f32]) {
@@ -305,23 +283,6 @@ impl Turbo3 {
         put2(&mut block[2..], i, code);
         block[high + i / 8] |= (code >> 2) << (i % 8);
     }
-
-    #[inline(always)]
-    fn encode_on<I: Isa>(isa: I, x: &[f32], block: &mut [u8]) {
-        let (fields, bits) = block[2..].split_at_mut(x.len() / 4);
-        let ((fields, _), (bits, _)) = (fields.as_chunks_mut(), bits.as_chunks_mut());
-        let scale = encode_any(isa, &TURBO3, x, |i, codes| {
-            fields[i] = pack2(codes);
-            // Bit 2 of eight bytes: byte j's to bit 56 + j, where no other comes.
-            let high = |codes: [u8; 8]| {
-                let bits = u64::from_le_bytes(codes) >> 2 & 0x0101_0101_0101_0101;
-                (bits.wrapping_mul(0x0102_0408_1020_4080) >> 56) as u8
-            };
-            let (eights, _) = codes.as_chunks();
-            bits[i] = [high(eights[0]), high(eights[1])];
-        });
-        write_f16(block, 0, scale);
-    }
 }
 
 impl Format for Turbo3 {
@@ -353,14 +314,20 @@ impl Format for Turbo3 {
     }
 
     #[inline(always)]
-    fn encode_blocks<I: Isa>(isa: I, x: &[f32], values: usize, out: &mut [u8]) {
-        each_block(
-            x,
-            values,
-            out,
-            #[inline(always)]
-            |x, block| Turbo3::encode_on(isa, x, block),
-        );
+    fn encode_on<I: Isa>(isa: I, x: &[f32], block: &mut [u8]) {
+        let (fields, bits) = block[2..].split_at_mut(x.len() / 4);
+        let ((fields, _), (bits, _)) = (fields.as_chunks_mut(), bits.as_chunks_mut());
+        let scale = encode_any(isa, &TURBO3, x, |i, codes| {
+            fields[i] = pack2(codes);
+            // Bit 2 of eight bytes: byte j's to bit 56 + j, where no other comes.
+            let high = |codes: [u8; 8]| {
+                let bits = u64::from_le_bytes(codes) >> 2 & 0x0101_0101_0101_0101;
+                (bits.wrapping_mul(0x0102_0408_1020_4080) >> 56) as u8
+            };
+            let (eights, _) = codes.as_chunks();
+            bits[i] = [high(eights[0]), high(eights[1])];
+        });
+        write_f16(block, 0, scale);
     }
 
     fn decode(block: &[u8], y: &mut [f32]) {
@@ -421,15 +388,6 @@ impl Turbo4 {
     fn put(block: &mut [u8], i: usize, code: u8) {
         block[2 + i / 16 * 8 + i % 8] |= code << (i % 16 / 8 * 4);
     }
-
-    #[inline(always)]
-    fn encode_on<I: Isa>(isa: I, x: &[f32], block: &mut [u8]) {
-        let (eights, _) = block[2..].as_chunks_mut();
-        let scale = encode_any(isa, &TURBO4, x, |i, codes| {
-            eights[i] = std::array::from_fn::<_, 8, _>(|j| codes[j] | codes[j + 8] << 4);
-        });
-        write_f16(block, 0, scale);
-    }
 }
 
 impl Format for Turbo4 {
@@ -460,14 +418,12 @@ impl Format for Turbo4 {
     }
 
     #[inline(always)]
-    fn encode_blocks<I: Isa>(isa: I, x: &[f32], values: usize, out: &mut [u8]) {
-        each_block(
-            x,
-            values,
-            out,
-            #[inline(always)]
-            |x, block| Turbo4::encode_on(isa, x, block),
-        );
+    fn encode_on<I: Isa>(isa: I, x: &[f32], block: &mut [u8]) {
+        let (eights, _) = block[2..].as_chunks_mut();
+        let scale = encode_any(isa, &TURBO4, x, |i, codes| {
+            eights[i] = std::array::from_fn::<_, 8, _>(|j| codes[j] | codes[j + 8] << 4);
+        });
+        write_f16(block, 0, scale);
     }
 
     fn decode(block: &[u8], y: &mut [f32]) {

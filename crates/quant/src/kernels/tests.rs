@@ -214,7 +214,8 @@ fn queries_attend_to_a_part_in_whole_numbers() {
     }
 }
 
-/// [`check_products`] with room for 2⁻¹⁶ of the largest number of x, 1/254 if the format is [`Format::COARSE`], and [`Format::CODE_ERROR`] of the largest of w.
+/// [`check_products`] with room for 2⁻¹⁶ of the largest number of x, 1/254 if the format is [`Format::COARSE`], and
+/// [`Format::CODE_ERROR`] of the largest of w.
 #[track_caller]
 fn check_within(format: &FormatOps, what: &str, actual: &[f32], x: &[f32], w: &[f32], columns: usize) {
     let largest = |v: &[f32]| v.iter().fold(0.0f32, |m, v| m.max(v.abs()));
