@@ -347,6 +347,11 @@ pub trait Backend: Send + Sync + 'static {
         q: &mut Self::Tensor,
         out: &mut Self::Tensor,
     );
+    /// Of the values that attention met where it may leave some out ([`Plan::sparse_v`]), a head in a page each: how many there were since
+    /// the start, and how many it left out.
+    fn value_parts(&self) -> [u64; 2] {
+        [0, 0]
+    }
     /// Gated DeltaNet. For row t of a sequence, `u = qkv[t]`, over the state that its row before left (zero
     /// at first):
     /// `c = silu(Σ_j conv[j]·u_{t − kernel + 1 + j})`, split into heads q, k and v;

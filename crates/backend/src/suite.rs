@@ -50,6 +50,8 @@ pub struct AttentionCase {
     pub softcap: Option<f32>,
     /// A learned sink logit for each head.
     pub sinks: bool,
+    /// What multiplies queries: the larger, the fewer keys have most of the weight.
+    pub sharpness: f32,
     /// Tokens arriving at once, in turn.
     pub chunks: Vec<usize>,
 }
@@ -66,6 +68,7 @@ impl AttentionCase {
             window: None,
             softcap: None,
             sinks: false,
+            sharpness: 1.0,
             // Prefill, a single token, a chunk that straddles pages, then decode.
             chunks: [40, 1, 47].into_iter().chain([1; 8]).collect(),
         }
@@ -98,7 +101,7 @@ impl AttentionCase {
         let attention = Attention {
             layer: 0,
             heads,
-            scale: 1.0 / (k_dim as f32).sqrt(),
+            scale: self.sharpness / (k_dim as f32).sqrt(),
             softcap: self.softcap,
             sinks: self.sinks.then_some(&sinks),
         };

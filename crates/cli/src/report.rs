@@ -193,7 +193,12 @@ impl Speed {
         }
         let (sealed, tail) = session.kv_bytes();
         let bytes = human_bytes((sealed + tail) as f64);
-        line + &format!(" · KV {bytes}, {}", pair(&policy.k, &policy.v))
+        line += &format!(" · KV {bytes}, {}", pair(&policy.k, &policy.v));
+        let [parts, skipped] = session.value_parts();
+        if parts > 0 {
+            line += &format!(", {:.1} % of values skipped", 100.0 * skipped as f64 / parts as f64);
+        }
+        line
     }
 }
 

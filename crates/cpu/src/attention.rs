@@ -5,11 +5,20 @@
 //! log-sum-exp. Few rows (decode): runs are short, so that long contexts spread over threads even with
 //! one KV head, and codes are decoded in registers. Many rows (prefill): a unit takes all pages, and
 //! each page is decoded once into a tile that all its queries share.
+//!
+//! Sparse V: with few rows, the ends of a long sequence go first, and most weights are there. What they leave tells the units
+//! between them which pages weigh little: of those, values are not read. Their mean, which lies beside them, stands for them, so that
+//! only the differences between the weights inside a page are lost. For every query, with w its weights, w̄ their mean in a page,
+//! n the pages, b the bits of a value and s [`Plan::sparse_v`], a page is left out if
+//! `Σ (w − w̄)² ≤ s·4⁻ᵇ/n · Σ w²`, the right sum over what is known so far. So what is lost of all pages, `Σ (w − w̄) v̂` over values
+//! v̂ without their mean, is at most `√(s·4⁻ᵇ Σw² Σ‖v̂‖²)`; and where weights do not know values, its square is on average at
+//! most s times what the format adds if it is the best there can be ([`torque_quant::FormatOps::least_error`]).
 
 use crate::elementwise;
 use crate::pool::Pool;
 use std::cell::RefCell;
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 use torque_backend::host::{Store, Tensor};
 use torque_backend::{Attention, Segment};
 use torque_kv::{LayerPlan, Side};
@@ -43,11 +52,17 @@ struct Unit {
     tail: bool,
 }
 
-/// Partial results: for each unit, `[queries]` of (maximum, sum), then `[queries, width]`, as wide as what
-/// values are read from.
+/// Numbers of a query beside its values: the largest score, and relative to it the sum of weights and that of their squares.
+const STATE: usize = 3;
+type State = [f32; STATE];
+
+/// Partial results: for each unit, `[queries]` of [`State`], then `[queries, width]`, as wide as what values are read from.
 #[derive(Default)]
 pub struct Partials {
+    /// Those that go first, then those between them.
     units: Vec<Unit>,
+    /// How many go first.
+    first: usize,
     values: Vec<f32>,
     /// Values of a unit, the same for all.
     unit_size: usize,
@@ -65,6 +80,27 @@ struct Scratch {
     tile: Vec<f32>,
     mean: Vec<f32>,
     value: Vec<f32>,
+}
+
+/// Parts of values, of which some could have been left out, and those that were.
+#[derive(Debug, Default)]
+pub struct Skipped {
+    parts: AtomicU64,
+    skipped: AtomicU64,
+}
+
+impl Skipped {
+    /// All, and those that were left out.
+    pub fn counts(&self) -> [u64; 2] {
+        [&self.parts, &self.skipped].map(|count| count.load(Ordering::Relaxed))
+    }
+
+    fn add(&self, [parts, skipped]: [u64; 2], sparse: bool) {
+        if sparse {
+            self.parts.fetch_add(parts, Ordering::Relaxed);
+            self.skipped.fetch_add(skipped, Ordering::Relaxed);
+        }
+    }
 }
 
 thread_local! {
@@ -123,6 +159,7 @@ pub fn attention(
     pool: &Pool,
     level: Level,
     partials: &mut Partials,
+    skipped: &Skipped,
     store: &Store,
     attention: &Attention<Vec<f32>>,
     segments: &[Segment],
@@ -132,13 +169,27 @@ pub fn attention(
     let plan = &store.plan.layers[attention.layer];
     let group = attention.heads / plan.shape.heads;
     let widths = Side::BOTH.map(|side| plan.side(side).head_dim);
-    partials.plan(plan, group, segments);
-    let Partials { units, values, unit_size } = partials;
+    partials.plan(plan, group, segments, store.plan.sparse_v > 0.0);
+    let Partials { units, first, values, unit_size } = partials;
 
-    let op = Op { level, shared: SharedKernels::of(level), store, attention, plan, segments, group, widths };
-    pool.for_chunks(values, *unit_size, |i, values| {
-        let unit = &units[i];
-        SCRATCH.with_borrow_mut(|scratch| op.run(unit, units.get(i + 1), q, scratch, values));
+    let (ends, between) = units.split_at(*first);
+    let (of_ends, of_others) = values.split_at_mut(*first * *unit_size);
+    let sparse = !between.is_empty();
+    let shared = SharedKernels::of(level);
+    let op = Op { level, shared, store, attention, plan, segments, group, widths };
+    pool.for_chunks(of_ends, *unit_size, |i, values| {
+        let next = ends.get(i + 1);
+        let counts = SCRATCH.with_borrow_mut(|scratch| op.run(&ends[i], next, None, q, scratch, values));
+        skipped.add(counts, sparse);
+    });
+    let of_ends = &*of_ends;
+    pool.for_chunks(of_others, *unit_size, |i, values| {
+        let unit = &between[i];
+        let beside = ends.iter().zip(of_ends.chunks_exact(*unit_size)).filter(|(end, _)| end.is_beside(unit));
+        let known: Vec<&[f32]> = beside.map(|(_, values)| values).collect();
+        let next = between.get(i + 1);
+        let counts = SCRATCH.with_borrow_mut(|scratch| op.run(unit, next, Some(&known), q, scratch, values));
+        skipped.add(counts, sparse);
     });
 
     // Merge: one job a row.
@@ -151,9 +202,10 @@ pub fn attention(
             let of_head = units.iter().zip(values.chunks_exact(unit_size));
             let of_head = of_head.filter(|(u, _)| u.kv_head == head / group && u.rows.contains(&row));
             let parts = of_head.map(|(unit, values)| {
-                let (state, out) = values.split_at(2 * unit.rows.len() * group);
+                let (state, out) = values.split_at(STATE * unit.rows.len() * group);
                 let query = (row - unit.rows.start) * group + head % group;
-                (state[2 * query], state[2 * query + 1], &out[query * v_width..][..v_width])
+                let [max, sum, _] = state.as_chunks::<STATE>().0[query];
+                (max, sum, &out[query * v_width..][..v_width])
             });
             let sink = attention.sinks.map(|sinks| sinks[head]);
             let max = parts.clone().map(|(max, ..)| max).chain(sink).fold(f32::NEG_INFINITY, f32::max);
@@ -182,10 +234,28 @@ pub fn attention(
     }
 }
 
+impl Unit {
+    /// Whether it has the same queries.
+    fn is_beside(&self, other: &Unit) -> bool {
+        (self.segment, self.kv_head, self.rows.start) == (other.segment, other.kv_head, other.rows.start)
+    }
+}
+
+/// Adds to a query's state what is known of other keys, but for the sum of their weights: scores are relative to the largest
+/// of all then.
+fn learn([max, _, squares]: &mut State, [other_max, _, other_squares]: State) {
+    let largest = max.max(other_max);
+    if largest > f32::NEG_INFINITY {
+        let [a, b] = [*max, other_max].map(|max| (2.0 * (max - largest)).exp());
+        (*squares, *max) = (*squares * a + other_squares * b, largest);
+    }
+}
+
 impl Partials {
-    /// Cuts the work into units, the same way whatever the number of threads.
-    fn plan(&mut self, plan: &LayerPlan, group: usize, segments: &[Segment]) {
+    /// Cuts the work into units, the same way whatever the number of threads. `sparse`: whether the ends of sequences go first.
+    fn plan(&mut self, plan: &LayerPlan, group: usize, segments: &[Segment], sparse: bool) {
         self.units.clear();
+        let mut between = Vec::new();
         let most_rows = (QUERIES / group).clamp(1, ROWS);
         let pages = (RUN * 8 / group).clamp(RUN_MIN, RUN);
         for (index, segment) in segments.iter().enumerate() {
@@ -199,13 +269,16 @@ impl Partials {
                         let spans = i * run..spans.min((i + 1) * run);
                         // The tail goes with the last run.
                         let tail = i + 1 == runs;
-                        self.units.push(Unit { segment: index, kv_head, rows: rows.clone(), spans, tail });
+                        let unit = Unit { segment: index, kv_head, rows: rows.clone(), spans, tail };
+                        if sparse && i > 0 && !tail { between.push(unit) } else { self.units.push(unit) }
                     }
                 }
             }
         }
+        self.first = self.units.len();
+        self.units.append(&mut between);
         let rows = self.units.iter().map(|unit| unit.rows.len()).max().unwrap_or(0);
-        self.unit_size = (rows * group * (2 + plan.side(Side::V).head_dim)).max(1);
+        self.unit_size = (rows * group * (STATE + plan.side(Side::V).head_dim)).max(1);
         self.values.resize(self.units.len() * self.unit_size, 0.0);
     }
 }
@@ -250,8 +323,17 @@ impl Op<'_> {
         side.rotated.then(|| rotate::Head::new(side.head_dim).expect("checked by Plan::new"))
     }
 
-    /// One unit's partial results into `values`. `next` is the unit that this thread will probably run next.
-    fn run(&self, unit: &Unit, next: Option<&Unit>, q: &Tensor, scratch: &mut Scratch, values: &mut [f32]) {
+    /// One unit's partial results into `values`. `next` is the unit that this thread will probably run next. If partial results of
+    /// other units with these queries are `known`, it may leave values out: says of how many parts, and how many it did.
+    fn run(
+        &self,
+        unit: &Unit,
+        next: Option<&Unit>,
+        known: Option<&[&[f32]]>,
+        q: &Tensor,
+        scratch: &mut Scratch,
+        values: &mut [f32],
+    ) -> [u64; 2] {
         let segment = &self.segments[unit.segment];
         let [k_dim, v_width] = self.widths;
         let queries = unit.rows.len() * self.group;
@@ -268,18 +350,28 @@ impl Op<'_> {
         elementwise::scale(self.level, self.attention.scale, &mut scratch.q);
         scratch.split.clear();
 
-        let (state, out) = values.split_at_mut(2 * queries);
-        let out = &mut out[..queries * v_width];
-        state.as_chunks_mut::<2>().0.fill([f32::NEG_INFINITY, 0.0]);
+        let (state, out) = values.split_at_mut(STATE * queries);
+        let (state, out) = (state.as_chunks_mut().0, &mut out[..queries * v_width]);
+        state.fill([f32::NEG_INFINITY, 0.0, 0.0]);
         out.fill(0.0);
+        for known in known.into_iter().flatten() {
+            state.iter_mut().zip(known.as_chunks().0).for_each(|(state, known)| learn(state, *known));
+        }
+        // What a page may lose of the squares of all weights, but for its format.
+        let pages = segment.sequence.spans(self.plan.window_class).len();
+        let allowed = known.map(|_| self.store.plan.sparse_v / pages as f32);
         let first = segment.position() + unit.rows.start - segment.rows.start;
         let positions = first..first + unit.rows.len();
-        let mut pieces = self.pieces(unit).peekable();
+        let (mut pieces, mut counts, mut skips) = (self.pieces(unit).peekable(), [0, 0], false);
         while let Some(piece) = pieces.next() {
             let next = pieces.peek().copied().or_else(|| self.pieces(next?).next());
             let next = next.map_or(&[][..], |next| next.sides[0].bytes);
-            self.piece(&piece, next, &positions, scratch, state, out);
+            // Values that will not be read are not asked for: a page is probably as its neighbour.
+            let next = if skips { [next; 2] } else { [piece.sides[1].bytes, next] };
+            skips = self.piece(&piece, next, &positions, allowed, scratch, state, out);
+            counts = [counts[0] + 1, counts[1] + u64::from(skips)];
         }
+        counts
     }
 
     /// Sealed pages, then the tail in pieces as long as a page.
@@ -315,23 +407,25 @@ impl Op<'_> {
         ((format.kernels)(self.level), mean, part)
     }
 
-    /// Adds a piece's keys and values to the running results of queries at `positions`. `next` is what is read after it.
+    /// Adds a piece's keys and values to the running results of queries at `positions`. `next` is what is read after each. Says whether
+    /// it left the values out, as it may where that loses no more than `allowed`.
     fn piece(
         &self,
         piece: &Piece,
-        next: &[u8],
+        next: [&[u8]; 2],
         positions: &Range<usize>,
+        allowed: Option<f32>,
         scratch: &mut Scratch,
-        state: &mut [f32],
+        state: &mut [State],
         out: &mut [f32],
-    ) {
+    ) -> bool {
         let (level, group) = (self.level, self.group);
         let [k_dim, v_width] = self.widths;
         let end = piece.start + piece.len;
         let window = self.plan.shape.window.unwrap_or(usize::MAX);
         // Nobody sees it: all keys come after the last query, or have left the first one's window.
         if piece.start >= positions.end || end.saturating_add(window) <= positions.start + 1 {
-            return;
+            return false;
         }
         let queries = positions.len() * group;
         let in_registers = queries <= REGISTER_QUERIES;
@@ -340,7 +434,7 @@ impl Op<'_> {
         shifts.clear();
         shifts.resize(queries, 0.0);
 
-        let (kernels, k_mean, part) = self.stored(piece, Side::K, piece.sides[1].bytes);
+        let (kernels, k_mean, part) = self.stored(piece, Side::K, next[0]);
         read_mean(level, k_mean, mean);
         let mut decoded = false;
         let whole = (kernels.unpack[0])(part, codes);
@@ -381,18 +475,27 @@ impl Op<'_> {
                 }
             }
         }
-        let states = state.as_chunks_mut::<2>().0.iter_mut();
-        let of_queries = scores.chunks_exact_mut(piece.tokens).zip(&mut *shifts).zip(states);
-        for (((scores, shift), [max, sum]), out) in of_queries.zip(out.chunks_exact_mut(v_width)) {
-            let [own, factor] = (self.shared.softmax_step)(scores, *shift, max, sum);
+        let Stored { format, mean_bytes, .. } = piece.sides[1];
+        let allowed = allowed.filter(|_| mean_bytes > 0).map(|most| most * format.least_error());
+        let mut skips = allowed.is_some();
+        let of_queries = scores.chunks_exact_mut(piece.tokens).zip(&mut *shifts).zip(state);
+        for (((scores, shift), state), out) in of_queries.zip(out.chunks_exact_mut(v_width)) {
+            let [own, squares, factor] = (self.shared.softmax_step)(scores, *shift, state);
             *shift = own;
             if factor != 1.0 {
                 elementwise::scale(level, factor, out);
             }
+            // Values of a whole page, without their mean, add up to zero.
+            let even = if masked { 0.0 } else { own * own / piece.tokens as f32 };
+            skips &= allowed.is_some_and(|most| squares - even <= most * state[2]);
         }
 
-        let (kernels, v_mean, part) = self.stored(piece, Side::V, next);
+        let (kernels, v_mean, part) = self.stored(piece, Side::V, next[1]);
         read_mean(level, v_mean, mean);
+        if skips {
+            elementwise::add_outer(level, shifts, mean, out);
+            return true;
+        }
         let whole = (kernels.unpack[1])(part, codes);
         if whole || in_registers {
             match whole {
@@ -411,6 +514,7 @@ impl Op<'_> {
             }
             (self.shared.accumulate_tile)(tile, piece.tokens, v_width, scores, out);
         }
+        false
     }
 }
 

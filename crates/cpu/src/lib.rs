@@ -16,7 +16,7 @@ mod pool;
 
 pub use pool::{Pool, SPIN, physical_cores};
 
-use attention::Partials;
+use attention::{Partials, Skipped};
 use linear::Matrix;
 use std::sync::Mutex;
 use torque_backend::host::{SealJob, Store, Tensor};
@@ -48,6 +48,7 @@ pub struct Cpu {
     tiles: Option<Multiply>,
     pool: Pool,
     partials: Mutex<Partials>,
+    skipped: Skipped,
     experts: Mutex<experts::Buffers>,
 }
 
@@ -72,6 +73,7 @@ impl Cpu {
             tiles: tiles::multiply_on(level),
             pool: Pool::new(threads),
             partials: Mutex::default(),
+            skipped: Skipped::default(),
             experts: Mutex::default(),
         })
     }
@@ -210,7 +212,11 @@ impl Backend for Cpu {
         out: &mut Tensor,
     ) {
         let mut partials = self.partials.lock().expect("no op panics while it holds the buffer");
-        attention::attention(&self.pool, self.level, &mut partials, store, attention, segments, q, out);
+        let (level, skipped) = (self.level, &self.skipped);
+        attention::attention(&self.pool, level, &mut partials, skipped, store, attention, segments, q, out);
+    }
+    fn value_parts(&self) -> [u64; 2] {
+        self.skipped.counts()
     }
     fn delta_net(
         &self,

@@ -50,6 +50,33 @@ fn attention_agrees_in_other_shapes() {
 }
 
 #[test]
+fn values_that_weigh_little_are_left_out() {
+    let base = AttentionCase {
+        sharpness: 6.0,
+        chunks: [600].into_iter().chain([1; 16]).collect(),
+        ..AttentionCase::new("f32", "turbo3", 128)
+    };
+    let with =
+        |share| AttentionCase { policy: Policy { sparse_v: share, ..base.policy.clone() }, ..base.clone() };
+    let squares = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| (a - b).powi(2)).sum::<f32>();
+    // A prompt reads everything; what matters are the outputs after it.
+    let decoded = |outputs: Vec<f32>| outputs[600 * 4 * 128..].to_vec();
+    let exact = decoded(AttentionCase { policy: Policy::uniform("f32", "f32"), ..base.clone() }.run(&Scalar));
+    let backends = backends();
+    let dense = decoded(base.run(&backends[0]));
+    assert_eq!(backends[0].value_parts(), [0, 0]);
+    let of_format = squares(&dense, &exact);
+    for share in [0.1, 1.0] {
+        let sparse: Vec<_> = backends.iter().map(|backend| decoded(with(share).run(backend))).collect();
+        assert!(sparse.iter().all(|o| *o == sparse[0]), "threads or instruction sets matter");
+        let (lost, [parts, skipped]) = (squares(&sparse[0], &dense), backends[0].value_parts());
+        println!("{share}: {skipped} of {parts} left out, {lost} lost, {of_format} by the format");
+        assert!(0.0 < lost && lost < share * of_format, "{lost} of {of_format}");
+        assert!(0 < skipped && skipped < parts, "{skipped} of {parts}");
+    }
+}
+
+#[test]
 fn values_in_keys_agree() {
     for backend in backends() {
         for (format, head_dim) in [("turbo3", [576, 512]), ("q4_0", [80, 64])] {

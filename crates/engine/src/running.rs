@@ -40,6 +40,7 @@ pub(crate) trait Running: Send {
     fn clear(&mut self, sequence: usize);
     fn kv_bytes(&self) -> (usize, usize);
     fn kv_read_bytes(&self, sequence: usize) -> usize;
+    fn value_parts(&self) -> [u64; 2];
     fn saved(&self, sequence: usize) -> (SavedSequence, Vec<(Section, usize)>);
     fn export(&self, sequence: usize, section: Section, out: &mut [u8]);
     fn restore(
@@ -123,6 +124,9 @@ impl<B: Backend> Running for Context<B> {
     }
     fn kv_read_bytes(&self, sequence: usize) -> usize {
         self.kv_read_bytes(sequence)
+    }
+    fn value_parts(&self) -> [u64; 2] {
+        self.value_parts()
     }
     fn saved(&self, sequence: usize) -> (SavedSequence, Vec<(Section, usize)>) {
         self.saved(sequence)

@@ -235,7 +235,8 @@ fn ropes(session: &Session) -> String {
 /// The first difference of two policies: the flag that says it, and what it is in both.
 fn difference(saved: &Policy, asked: &Policy) -> Option<(&'static str, String, String)> {
     let said = |policy: &Policy| {
-        let Policy { k, v, sink, tail, page, snapshots, layers, tiers } = policy.clone();
+        // What is read of a cache does not matter to what it holds.
+        let Policy { k, v, sink, tail, page, snapshots, sparse_v: _, layers, tiers } = policy.clone();
         let many = |text: String| if text == "[]" { "none".into() } else { text };
         [
             ("-ctk", k),

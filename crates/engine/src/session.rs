@@ -141,6 +141,12 @@ impl Session {
         self.running().kv_read_bytes(self.sequence)
     }
 
+    /// Heads of pages of values that attention met since the backend started, where it may leave some out
+    /// ([`Policy::sparse_v`]), and those that it left out.
+    pub fn value_parts(&self) -> [u64; 2] {
+        self.running().value_parts()
+    }
+
     /// Adds tokens and computes the logits after the last one.
     pub fn append(&mut self, tokens: &[u32]) -> Result<(), Error> {
         self.append_with(tokens, &mut |_| true).map(drop)

@@ -38,6 +38,8 @@ pub struct Plan {
     pub sink_pages: usize,
     /// How many of a sequence's sealed tokens belong to each tier of older ones, in percent, the oldest last.
     pub tiers: Vec<usize>,
+    /// What attention may lose by leaving out values that weigh little: a share of the least that formats of their size can lose.
+    pub sparse_v: f32,
 }
 
 /// What decides in which format a page is sealed.
@@ -170,6 +172,7 @@ impl Plan {
             tail: policy.tail,
             sink_pages: policy.sink.div_ceil(policy.page),
             tiers: policy.tiers.iter().map(|tier| tier.percent).collect(),
+            sparse_v: policy.sparse_v,
         })
     }
 

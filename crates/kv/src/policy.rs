@@ -13,6 +13,7 @@ use torque_quant::FormatOps;
 /// sink = 128            # first tokens kept in f16
 /// tail = 128            # newest tokens kept exact
 /// snapshots = 8         # copies of a recurrent state, to go back to
+/// sparse_v = 0.1        # leave out values that weigh little; see [`Plan::sparse_v`](crate::Plan::sparse_v)
 ///
 /// [[layers]]            # later rules win
 /// at = "0-1,-2--1"      # ordinals of the layers that have KV; negative counts from the end
@@ -48,6 +49,10 @@ pub struct Policy {
     /// Copies of the recurrent state kept for each sequence, to go back to, if the model has recurrent layers.
     #[serde(default = "default_snapshots")]
     pub snapshots: usize,
+    /// What attention may lose by leaving out values that weigh little: a share of the least that formats of their size can lose, 0 for
+    /// none.
+    #[serde(default)]
+    pub sparse_v: f32,
     /// Rules for some layers. What they name holds at every age.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub layers: Vec<LayerRule>,
@@ -160,6 +165,8 @@ pub enum PolicyError {
         "layers `{at}`: expected numbers, ranges, `first2` or `last2`, as in `0-1,-2--1`, found `{found}`"
     )]
     Layers { at: String, found: String },
+    #[error("sparse_v is {0}; it is a share from 0 to 1")]
+    Sparse(f32),
     #[error("tiers of older tokens take {0} % of a sequence; 100 is all of it")]
     Shares(usize),
     #[error(
@@ -208,6 +215,7 @@ impl Default for Policy {
             tail: 128,
             page: 128,
             snapshots: 8,
+            sparse_v: 0.0,
             layers: Vec::new(),
             tiers: Vec::new(),
         }
@@ -279,6 +287,9 @@ impl Policy {
     pub fn formats(&self, layers: usize) -> Result<Vec<[Vec<&'static FormatOps>; 2]>, PolicyError> {
         if self.page == 0 || !self.page.is_multiple_of(16) || self.page > 4096 {
             return Err(PolicyError::Page(self.page));
+        }
+        if !(0.0..=1.0).contains(&self.sparse_v) {
+            return Err(PolicyError::Sparse(self.sparse_v));
         }
         let percent = self.tiers.iter().fold(0usize, |sum, tier| sum.saturating_add(tier.percent));
         if percent > 100 {
@@ -475,6 +486,8 @@ mod tests {
         check("page = 24", "page length 24");
         check("page = 0", "page length 0");
         check("sinks = 3", "unknown field `sinks`");
+        check("sparse_v = 1.5", "sparse_v is 1.5");
+        check("sparse_v = nan", "from 0 to 1");
         check("tiers = [{ percent = 60 }, { percent = 41 }]", "101 % of a sequence");
         check("tiers = [{ percent = 60, k = 'turbo9' }]", "`turbo9` is not known");
         check("v = 'turbo3'\ntiers = [{ percent = 60, v = 'turbo4' }]", "larger than turbo3");

@@ -129,6 +129,11 @@ impl<B: Backend> Context<B> {
         self.sequences[sequence].read_bytes(&self.plan, &self.pages)
     }
 
+    /// [`Backend::value_parts`].
+    pub fn value_parts(&self) -> [u64; 2] {
+        self.backend.value_parts()
+    }
+
     /// Runs one pass over a batch: for each part, tokens that follow a sequence's. At most
     /// [`ContextOptions::batch`] tokens; no sequence twice. On an error nothing has changed.
     pub fn forward(&mut self, batch: &[(usize, &[u32])]) -> Result<(), Error> {

@@ -280,6 +280,12 @@ impl FormatOps {
         8.0 * self.bytes as f64 / self.block as f64
     }
 
+    /// What any format of so many bits errs at least, as a share of the variance of Gaussian numbers: 4 to the power of −bits.
+    /// C. Shannon, «Coding theorems for a discrete source with a fidelity criterion», 1959.
+    pub fn least_error(&self) -> f32 {
+        (-2.0 * self.bits()).exp2() as f32
+    }
+
     /// Whether products with weights of this format are taken in whole numbers, with activations rounded to 8
     /// bits ([`crate::int8`]).
     pub fn rounds_activations(&self) -> bool {

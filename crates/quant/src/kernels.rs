@@ -144,8 +144,8 @@ pub struct SharedKernels {
     pub scores: fn(&Codes, &[f32], &mut Split, &mut [f32]),
     /// [`whole::accumulate`]: `(values, weights, room, out)`.
     pub accumulate: fn(&Codes, &[f32], &mut Split, &mut [f32]),
-    /// [`crate::math::softmax_step`]: `(scores, shift, max, sum) -> [own sum, factor]`.
-    pub softmax_step: fn(&mut [f32], f32, &mut f32, &mut f32) -> [f32; 2],
+    /// [`crate::math::softmax_step`]: `(scores, shift, [max, sum, squares]) -> [own sum, own squares, factor]`.
+    pub softmax_step: fn(&mut [f32], f32, &mut [f32; 3]) -> [f32; 3],
 }
 
 impl SharedKernels {
@@ -168,9 +168,7 @@ impl SharedKernels {
             accumulate: |values, weights, room, out| {
                 whole::accumulate::<I>(isa(), values, weights, room, out)
             },
-            softmax_step: |scores, shift, max, sum| {
-                crate::math::softmax_step::<I>(isa(), scores, shift, max, sum)
-            },
+            softmax_step: |scores, shift, state| crate::math::softmax_step::<I>(isa(), scores, shift, state),
         }
     }
 }

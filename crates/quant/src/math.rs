@@ -125,17 +125,11 @@ pub(crate) fn unit(largest: f32, top: f32) -> (f32, f32) {
 /// One step of a softmax taken piece by piece (Milakov & Gimelshein, «Online normalizer calculation for
 /// softmax», 2018).
 ///
-/// Turns scores, of which `shift` is missing, into weights `e^(score + shift − max)`, max being the largest so far, and adds
-/// them to the running sum. Returns their own sum, and the factor by which weights of former pieces, and what was accumulated
-/// with them, must be multiplied. Start with max −∞ and sum 0. A score of −∞ has weight zero, also when no
-/// other has been seen.
-pub fn softmax_step<I: Isa>(
-    isa: I,
-    scores: &mut [f32],
-    shift: f32,
-    max: &mut f32,
-    sum: &mut f32,
-) -> [f32; 2] {
+/// Turns scores, of which `shift` is missing, into weights `e^(score + shift − max)`, max being the largest so far. The running
+/// state is max, the sum of all weights and that of their squares; start with −∞, 0 and 0. Returns the sum of these weights
+/// and that of their squares, and the factor by which weights of former pieces, and what was accumulated with them, must be
+/// multiplied. A score of −∞ has weight zero, also when no other has been seen.
+pub fn softmax_step<I: Isa>(isa: I, scores: &mut [f32], shift: f32, state: &mut [f32; 3]) -> [f32; 3] {
     isa.run(
         #[inline(always)]
         || {
@@ -146,28 +140,33 @@ pub fn softmax_step<I: Isa>(
             for chunk in chunks.iter() {
                 largest = isa.max(largest, isa.load(chunk));
             }
+            let [max, sum, sum_of_squares] = state;
             let former = *max;
             *max = former.max(isa.max_lane(largest) + shift);
             if *max == f32::NEG_INFINITY {
                 scores.fill(0.0);
-                return [0.0, 1.0];
+                return [0.0, 0.0, 1.0];
             }
             let offset = isa.splat(shift - *max);
-            let mut total = isa.splat(0.0);
+            let (mut total, mut squares) = (isa.splat(0.0), isa.splat(0.0));
             for chunk in chunks {
                 let weight = exp(isa, isa.add(isa.load(chunk), offset));
                 isa.store(weight, chunk);
                 total = isa.add(total, weight);
+                squares = isa.fma(weight, weight, squares);
             }
             if !tail.is_empty() {
                 let weight = exp(isa, isa.add(isa.load(&last), offset));
                 isa.store(weight, &mut last);
                 tail.copy_from_slice(&last[..tail.len()]);
                 total = isa.add(total, weight);
+                squares = isa.fma(weight, weight, squares);
             }
-            let (total, factor) = (isa.sum(total), isa.max_lane(exp(isa, isa.splat(former - *max))));
+            let factor = isa.max_lane(exp(isa, isa.splat(former - *max)));
+            let (total, squares) = (isa.sum(total), isa.sum(squares));
             *sum = *sum * factor + total;
-            [total, factor]
+            *sum_of_squares = *sum_of_squares * factor * factor + squares;
+            [total, squares, factor]
         },
     )
 }
@@ -272,30 +271,33 @@ mod tests {
         let total: f64 = exact.iter().sum();
         for level in Level::all_available() {
             for piece in [1, 5, 16, 33, 77] {
-                let (mut max, mut sum) = (f32::NEG_INFINITY, 0.0);
+                let mut state = [f32::NEG_INFINITY, 0.0, 0.0];
                 let mut weights: Vec<f32> = Vec::new();
                 for piece in scores.chunks(piece) {
                     let mut piece = piece.to_vec();
                     let shift = piece[0].max(-3.0);
                     piece.iter_mut().for_each(|score| *score -= shift);
-                    let [own, factor] =
-                        dispatch!(level, |isa| softmax_step(isa, &mut piece, shift, &mut max, &mut sum));
+                    let [own, squares, factor] =
+                        dispatch!(level, |isa| softmax_step(isa, &mut piece, shift, &mut state));
                     assert!((own - piece.iter().sum::<f32>()).abs() < 1e-5, "{own}");
+                    assert!((squares - piece.iter().map(|w| w * w).sum::<f32>()).abs() < 1e-5, "{squares}");
                     weights.iter_mut().for_each(|w| *w *= factor);
                     weights.extend(piece);
                 }
+                let [_, sum, squares] = state;
+                assert!((squares - weights.iter().map(|w| w * w).sum::<f32>()).abs() < 1e-5, "{squares}");
                 for (weight, exact) in weights.iter().zip(&exact) {
                     let (ours, exact) = (f64::from(weight / sum), exact / total);
                     assert!((ours - exact).abs() < 1e-6, "{level:?}, pieces of {piece}: {ours} not {exact}");
                 }
             }
         }
-        let (mut max, mut sum) = (f32::NEG_INFINITY, 0.0);
+        let mut state = [f32::NEG_INFINITY, 0.0, 0.0];
         let mut masked = [f32::NEG_INFINITY; 20];
-        assert_eq!(softmax_step(Scalar, &mut masked, 1.0, &mut max, &mut sum), [0.0, 1.0]);
-        assert_eq!((masked, max, sum), ([0.0; 20], f32::NEG_INFINITY, 0.0));
+        assert_eq!(softmax_step(Scalar, &mut masked, 1.0, &mut state), [0.0, 0.0, 1.0]);
+        assert_eq!((masked, state), ([0.0; 20], [f32::NEG_INFINITY, 0.0, 0.0]));
         let mut one = [3.0];
-        softmax_step(Scalar, &mut one, 0.0, &mut max, &mut sum);
-        assert_eq!((one, max, sum), ([1.0], 3.0, 1.0));
+        softmax_step(Scalar, &mut one, 0.0, &mut state);
+        assert_eq!((one, state), ([1.0], [3.0, 1.0, 1.0]));
     }
 }

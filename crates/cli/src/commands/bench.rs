@@ -86,6 +86,9 @@ struct Speed {
     #[arg(long, value_name = "FORMAT", value_delimiter = ',', value_parser = kv_formats(), ignore_case = true)]
     #[arg(default_value = "f16", hide_possible_values = true)]
     cache_type_v: Vec<String>,
+    /// Values that weigh little need not be read, see `torque run --help`; the share that was not is in the table
+    #[arg(long, value_name = "SHARE")]
+    sparse_v: Option<f32>,
     /// Repetitions, after one that does not count
     #[arg(short, long, value_name = "N", default_value_t = 5, value_parser = positive)]
     repetitions: usize,
@@ -222,7 +225,8 @@ impl Speed {
         for &batch in &self.batch_size {
             for k in &self.cache_type_k {
                 for v in &self.cache_type_v {
-                    let policy = Policy::uniform(k, v);
+                    let mut policy = Policy::uniform(k, v);
+                    policy.sparse_v = self.sparse_v.unwrap_or(policy.sparse_v);
                     for &depth in &self.n_depth {
                         let setting =
                             Setting { batch, policy: &policy, depth, repetitions: self.repetitions };

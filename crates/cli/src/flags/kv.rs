@@ -67,6 +67,10 @@ pub struct PageFlags {
     /// Tokens sealed at once, a multiple of 16 [default: 128]
     #[arg(long, value_name = "N")]
     pub kv_page: Option<usize>,
+    /// Do not read values that weigh little, while this adds at most that share of the error that formats of their size have in
+    /// any case: 0 for none, 0.1 for a tenth [default: 0]
+    #[arg(long, value_name = "SHARE")]
+    pub sparse_v: Option<f32>,
 }
 
 impl PageFlags {
@@ -76,6 +80,7 @@ impl PageFlags {
             tail: self.kv_tail.unwrap_or(policy.tail),
             sink: self.kv_sink.unwrap_or(policy.sink),
             page: self.kv_page.unwrap_or(policy.page),
+            sparse_v: self.sparse_v.unwrap_or(policy.sparse_v),
             ..policy
         }
     }

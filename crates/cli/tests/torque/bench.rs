@@ -30,6 +30,15 @@ fn every_combination_is_a_row() {
 }
 
 #[test]
+fn values_that_are_not_read_are_counted() {
+    let deep = "bench -p 0 -n 2 -d 3000 -r 1 -ctk q8_0 -ctv turbo2 --json";
+    let skipped = |flags: &str| json(&mut torque(&format!("{deep} {flags}")))[0]["values_skipped"].clone();
+    assert_eq!(skipped(""), Value::Null);
+    let share = skipped("--sparse-v 1").as_f64().expect("a share");
+    assert!(0.0 < share && share < 1.0, "{share}");
+}
+
+#[test]
 fn the_table_is_markdown() {
     let table = stdout(&mut torque("bench --synthetic tiny --type q8_0,q4_0 -p 0 -n 4 -r 1"));
     let lines: Vec<&str> = table.lines().collect();

@@ -143,6 +143,7 @@ fn policies_are_told() {
     for (flags, part) in [
         ("--kv-decay bold", "conservative, balanced, aggressive"),
         ("--kv-decay 50,30,30", "add up to 100"),
+        ("--sparse-v 2", "sparse_v is 2; it is a share from 0 to 1"),
         ("--kv-preset 3", "uniform boundary 1 2 5 6 7"),
     ] {
         let output = told(flags);

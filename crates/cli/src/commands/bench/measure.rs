@@ -68,6 +68,8 @@ struct Sample {
     seconds: f64,
     /// Bytes that must be read: the weights once a pass, and the keys and values seen.
     bytes: f64,
+    /// Of [`Session::value_parts`], those of the run.
+    value_parts: [u64; 2],
 }
 
 impl Test {
@@ -80,7 +82,7 @@ impl Test {
     /// Runs the test; `None` after Ctrl-C.
     fn run(self, session: &mut Session, engine: &Engine, batch: usize) -> Result<Option<Sample>> {
         let tokens = text(engine, self.tokens, session.tokens().len());
-        let kv_before = session.kv_read_bytes();
+        let (kv_before, parts_before) = (session.kv_read_bytes(), session.value_parts());
         let start = Instant::now();
         let step = if self.decode { 1 } else { tokens.len() };
         for tokens in tokens.chunks(step) {
@@ -91,7 +93,9 @@ impl Test {
         let seconds = start.elapsed().as_secs_f64();
         let passes = if self.decode { self.tokens } else { self.tokens.div_ceil(batch) };
         let kv = (kv_before + session.kv_read_bytes()) as f64 / 2.0;
-        Ok(Some(Sample { seconds, bytes: passes as f64 * (engine.active_bytes() as f64 + kv) }))
+        let ([parts, skipped], [before, skipped_before]) = (session.value_parts(), parts_before);
+        let value_parts = [parts - before, skipped - skipped_before];
+        Ok(Some(Sample { seconds, bytes: passes as f64 * (engine.active_bytes() as f64 + kv), value_parts }))
     }
 }
 
@@ -149,6 +153,8 @@ impl Subject {
                     row.samples.push(test.tokens as f64 / sample.seconds);
                     row.machine_gb_per_s.push(machine_gb_per_s);
                     row.gb_per_s += sample.bytes / sample.seconds / 1e9;
+                    let [parts, skipped] = sample.value_parts;
+                    row.values_skipped = (parts > 0).then(|| skipped as f64 / parts as f64);
                 }
             }
         }
@@ -240,6 +246,7 @@ impl Subject {
             machine_gb_per_s: Vec::new(),
             first_token_s: None,
             peak_bytes: None,
+            values_skipped: None,
             cpu: cpu_name(),
             compiler: env!("TORQUE_COMPILER").into(),
             revision: env!("TORQUE_REVISION").into(),

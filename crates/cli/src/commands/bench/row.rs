@@ -38,6 +38,9 @@ pub struct Row {
     pub first_token_s: Option<f64>,
     /// The most memory that the program held until then, the mapped file included.
     pub peak_bytes: Option<u64>,
+    /// Of the values that attention met where it may leave some out, the share that it left out.
+    #[serde(default)]
+    pub values_skipped: Option<f64>,
     pub cpu: String,
     pub compiler: String,
     pub revision: String,
@@ -125,6 +128,8 @@ pub fn table(rows: &[Row], baseline: bool) -> Table {
     ];
     let peak = rows.iter().any(|row| row.peak_bytes.is_some());
     columns.extend(peak.then_some(">peak memory"));
+    let sparse = rows.iter().any(|row| row.values_skipped.is_some());
+    columns.extend(sparse.then_some(">values skipped"));
     columns.extend(baseline.then_some(">of baseline"));
     let mut table = Table::new(&columns).markdown(true);
     for row in rows {
@@ -146,6 +151,8 @@ pub fn table(rows: &[Row], baseline: bool) -> Table {
         ];
         let peak_bytes = row.peak_bytes.map_or("–".into(), |bytes| human_bytes(bytes as f64));
         cells.extend(peak.then_some(peak_bytes));
+        let skipped = row.values_skipped.map_or("–".into(), |share| format!("{:.1} %", 100.0 * share));
+        cells.extend(sparse.then_some(skipped));
         let ratio = row.of_baseline.map_or("new".into(), |ratio| format!("{ratio:.3}×"));
         cells.extend(baseline.then_some(ratio));
         table.row(cells);
@@ -181,6 +188,7 @@ pub mod tests {
             machine_gb_per_s: machine.into(),
             first_token_s: None,
             peak_bytes: None,
+            values_skipped: None,
             cpu: "CPU, 1 GHz".into(),
             compiler: "rustc".into(),
             revision: "abc".into(),
@@ -196,10 +204,22 @@ pub mod tests {
             let text = table(rows, baseline).to_string();
             text.lines().next().unwrap().to_string()
         };
-        assert!(!header(&rows, false).contains("peak") && !header(&rows, false).contains("baseline"));
+        for part in ["peak", "baseline", "skipped"] {
+            assert!(!header(&rows, false).contains(part), "{part}");
+        }
         let load = Row { peak_bytes: Some(1 << 30), first_token_s: Some(0.25), ..rows[0].clone() };
-        let text = table(&[rows[0].clone(), load], true).to_string();
-        for part in ["peak memory", "of baseline", "1.00 GiB", "0.250 s", "10.00 ± 0.50", "new"] {
+        let sparse = Row { values_skipped: Some(0.25), ..rows[0].clone() };
+        let text = table(&[rows[0].clone(), load, sparse], true).to_string();
+        for part in [
+            "values skipped",
+            "25.0 %",
+            "peak memory",
+            "of baseline",
+            "1.00 GiB",
+            "0.250 s",
+            "10.00 ± 0.50",
+            "new",
+        ] {
             assert!(text.contains(part), "{part}: {text}");
         }
     }
