@@ -281,6 +281,8 @@ pub struct Store {
     pub plan: Plan,
     /// `[slot][layer][side]`, as [`LayerPlan::sides`].
     tails: Vec<Vec<Vec<Tail>>>,
+    /// What attention has added, by page.
+    mass: Vec<f32>,
     /// `[page][layer][side]`, as [`LayerPlan::sides`].
     pages: Vec<Vec<Option<Vec<Part>>>>,
     /// `[slot][recurrent layer]`.
@@ -296,7 +298,14 @@ impl Store {
         let of_layer = |layer: &LayerPlan| layer.sides.iter().map(|s| Tail::new(s, capacity)).collect();
         let tails = (0..sequences).map(|_| plan.layers.iter().map(of_layer).collect()).collect();
         let states = (0..sequences).map(|_| plan.states.iter().map(State::new).collect()).collect();
-        Store { plan: plan.clone(), tails, pages: Vec::new(), states, kept_states: BTreeMap::new() }
+        Store {
+            plan: plan.clone(),
+            tails,
+            mass: Vec::new(),
+            pages: Vec::new(),
+            states,
+            kept_states: BTreeMap::new(),
+        }
     }
 
     /// The tail a side of one layer is read from.
@@ -308,6 +317,18 @@ impl Store {
     pub fn part(&self, span: Span, layer: usize, side: Side) -> &Part {
         let parts = self.pages[span.page.0 as usize][layer].as_ref();
         &parts.expect("a sequence holds only pages that are there")[self.plan.layers[layer].place(side)]
+    }
+
+    /// Adds to the mass of a page.
+    pub fn add_mass(&mut self, page: PageId, mass: f32) {
+        let page = page.0 as usize;
+        self.mass.resize(self.mass.len().max(page + 1), 0.0);
+        self.mass[page] += mass;
+    }
+
+    /// The mass of every page since it was taken last.
+    pub fn take_mass(&mut self) -> Vec<f32> {
+        std::mem::take(&mut self.mass)
     }
 
     /// The tails of one layer: K, then V unless values lie in the keys.

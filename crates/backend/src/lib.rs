@@ -339,9 +339,12 @@ pub trait Backend: Send + Sync + 'static {
     /// For row t at position p and each query head: `out[t] = Σ_s w_s·v_s`, w the softmax over the
     /// keys s ≤ p of the sequence, p − s < window, of `softcap(scale·q·k_s)` (and the sink).
     /// `q` and `out`: `[rows, heads·head_dim]`, with the head sizes of K and V. Leaves `q` unspecified.
+    ///
+    /// If the plan is [guided](Plan::guided), adds to the mass of every sealed page, where the layer has no window, the sum of w over its
+    /// keys, of all query heads of the last row of each segment.
     fn attention(
         &self,
-        store: &Self::Store,
+        store: &mut Self::Store,
         attention: &Attention<Self::Vector>,
         segments: &[Segment],
         q: &mut Self::Tensor,
@@ -352,6 +355,8 @@ pub trait Backend: Send + Sync + 'static {
     fn value_parts(&self) -> [u64; 2] {
         [0, 0]
     }
+    /// The mass of every page, by its number, since it was taken last; those beyond the end have none.
+    fn take_mass(&self, store: &mut Self::Store) -> Vec<f32>;
     /// Gated DeltaNet. For row t of a sequence, `u = qkv[t]`, over the state that its row before left (zero
     /// at first):
     /// `c = silu(Σ_j conv[j]·u_{t − kernel + 1 + j})`, split into heads q, k and v;

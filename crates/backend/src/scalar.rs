@@ -308,13 +308,15 @@ impl Backend for Scalar {
 
     fn attention(
         &self,
-        store: &Store,
+        store: &mut Store,
         attention: &Attention<Vec<f32>>,
         segments: &[Segment],
         q: &mut Tensor,
         out: &mut Tensor,
     ) {
         let plan = &store.plan.layers[attention.layer];
+        let guided = store.plan.guided && plan.shape.window.is_none();
+        let mut masses = Vec::new();
         let [k_side, v_side] = Side::BOTH.map(|side| plan.side(side));
         let v_dim = plan.shape.head_dim[1];
         let group = attention.heads / plan.shape.heads;
@@ -348,6 +350,13 @@ impl Backend for Scalar {
                         let max = weights.iter().copied().chain(sink).fold(f64::NEG_INFINITY, f64::max);
                         weights.iter_mut().for_each(|w| *w = (*w - max).exp());
                         let total = weights.iter().sum::<f64>() + sink.map_or(0.0, |s| (s - max).exp());
+                        if guided && row + 1 == segment.rows.end {
+                            for span in segment.sequence.spans(plan.window_class) {
+                                let first = positions.partition_point(|p| *p < span.start);
+                                let mass: f64 = weights[first..first + span.len].iter().sum();
+                                masses.push((span.page, (mass / total) as f32));
+                            }
+                        }
                         let mut value = vec![0.0; v_side.head_dim];
                         for (channel, out) in value.iter_mut().enumerate() {
                             let column = values[visible.start * v_side.head_dim..].iter().skip(channel);
@@ -364,6 +373,10 @@ impl Backend for Scalar {
                 }
             }
         }
+        masses.into_iter().for_each(|(page, mass)| store.add_mass(page, mass));
+    }
+    fn take_mass(&self, store: &mut Store) -> Vec<f32> {
+        store.take_mass()
     }
 
     fn delta_net(
@@ -581,7 +594,7 @@ mod tests {
                 let (k, v) = (Tensor::from_rows(2 * 48, &k), Tensor::from_rows(2 * 32, &v));
                 Scalar.append(&mut store, 0, &segment, &k, &v);
                 let attention = Attention { layer: 0, heads: 4, scale: 0.2, softcap: None, sinks: None };
-                Scalar.attention(&store, &attention, &[segment], &mut q, &mut out);
+                Scalar.attention(&mut store, &attention, &[segment], &mut q, &mut out);
                 outputs.extend_from_slice(out.data());
                 while let Some(span) = sequence.seal(&plan, &mut pages) {
                     Scalar.seal(&mut store, &sequence, span);
@@ -610,13 +623,19 @@ mod tests {
         Scalar.append(&mut store, 0, &segment, &zeros, &Tensor::from_rows(16, &values));
         let mut out = zeros.clone();
         let mut attention = Attention { layer: 0, heads: 1, scale: 1.0, softcap: None, sinks: None };
-        Scalar.attention(&store, &attention, std::slice::from_ref(&segment), &mut zeros.clone(), &mut out);
+        Scalar.attention(
+            &mut store,
+            &attention,
+            std::slice::from_ref(&segment),
+            &mut zeros.clone(),
+            &mut out,
+        );
         let firsts = |out: &Tensor| (0..5).map(|t| out.row(t)[0]).collect::<Vec<_>>();
         check_close("window of 3", &[0.0, 0.5, 1.0, 2.0, 3.0], &firsts(&out), 1e-6);
         // A sink of logit 0 is one more key of value 0.
         let sink = vec![0.0];
         attention.sinks = Some(&sink);
-        Scalar.attention(&store, &attention, &[segment], &mut zeros.clone(), &mut out);
+        Scalar.attention(&mut store, &attention, &[segment], &mut zeros.clone(), &mut out);
         check_close("with a sink", &[0.0, 1.0 / 3.0, 0.75, 1.5, 2.25], &firsts(&out), 1e-6);
     }
 }

@@ -80,7 +80,8 @@ impl AttentionCase {
         AttentionCase { head_dim, values_in_keys: true, ..AttentionCase::new(format, "f32", 0) }
     }
 
-    /// The outputs of every token, `[tokens, heads·head_dim]`. Keys carry a large constant, as those of
+    /// The outputs of every token, `[tokens, heads·head_dim]`, and after those of each chunk, the masses of pages if these are wanted. Keys
+    /// carry a large constant, as those of
     /// models with biases do. What the store holds is what the plan says.
     pub fn run<B: Backend>(&self, backend: &B) -> Vec<f32> {
         let layer = KvLayer {
@@ -121,8 +122,12 @@ impl AttentionCase {
             sequence.append(tokens);
             let segment = Segment { rows: 0..tokens, sequence: &sequence };
             backend.append(&mut store, 0, &segment, &k, &v);
-            backend.attention(&store, &attention, &[segment], &mut q, &mut out);
+            backend.attention(&mut store, &attention, &[segment], &mut q, &mut out);
             outputs.extend(to_host(backend, &out, tokens * heads * v_dim));
+            let mut masses = backend.take_mass(&mut store);
+            assert_eq!(masses.is_empty(), !plan.guided || sequence.spans(0).is_empty(), "{self:?}");
+            outputs.extend(&masses);
+            pages.attend(&plan, &sequence, tokens, &mut masses);
             while let Some(span) = sequence.seal(&plan, &mut pages) {
                 backend.seal(&mut store, &sequence, span);
             }
@@ -561,7 +566,7 @@ impl<'a, B: Backend> Cache<'a, B> {
                 self.backend.append(&mut self.store, layer, segment, &k, &v);
             }
             let attention = Attention { layer, heads, scale: 0.2, softcap: None, sinks: None };
-            self.backend.attention(&self.store, &attention, &segments, &mut q, &mut out);
+            self.backend.attention(&mut self.store, &attention, &segments, &mut q, &mut out);
             let out = to_host(self.backend, &out, tokens.len() * heads * v_dim);
             let last = |segment: &Segment| &out[(segment.rows.end - 1) * heads * v_dim..][..heads * v_dim];
             outputs.extend(segments.iter().flat_map(last));
@@ -605,7 +610,7 @@ impl<'a, B: Backend> Cache<'a, B> {
     /// Saves the sequences, forgets them, and restores each in pages of its own and in the other's slot.
     fn save_and_restore(&mut self) {
         let saved = self.sequences.each_ref().map(|sequence| {
-            let saved = sequence.saved(&self.pages);
+            let saved = sequence.saved(&self.plan, &self.pages);
             let sections = saved.sections(&self.plan).expect("a sequence of this plan is sound");
             let export = |(section, bytes)| {
                 let mut out = vec![0; bytes];
@@ -732,7 +737,7 @@ fn turned_keys<B: Backend>(
         sequence.append(rows);
         let segment = Segment { rows: 0..rows, sequence: &sequence };
         backend.append(&mut store, 0, &segment, &k, &v);
-        backend.attention(&store, &attention, &[segment], &mut q, &mut out);
+        backend.attention(&mut store, &attention, &[segment], &mut q, &mut out);
         result = to_host(backend, &out, rows * heads * v_dim);
         while let Some(span) = sequence.seal(&plan, &mut pages) {
             backend.seal(&mut store, &sequence, span);

@@ -75,7 +75,7 @@ fn attention(backend: &Cpu, plan: &Plan, heads: usize, tokens: usize, rows: usiz
     let (start, mut best) = (Instant::now(), f64::MAX);
     while start.elapsed() < PATIENCE {
         let run = Instant::now();
-        backend.attention(&store, &attention, &segment, &mut q, &mut out);
+        backend.attention(&mut store, &attention, &segment, &mut q, &mut out);
         best = best.min(run.elapsed().as_secs_f64());
     }
     (best, sequence.read_bytes(plan, &pages))

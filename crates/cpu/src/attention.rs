@@ -21,7 +21,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use torque_backend::host::{Store, Tensor};
 use torque_backend::{Attention, Segment};
-use torque_kv::{LayerPlan, Side};
+use torque_kv::{LayerPlan, PageId, Side};
 use torque_quant::attend::Part;
 use torque_quant::attend::whole::{Codes, Split};
 use torque_quant::gemm::Matrix;
@@ -56,7 +56,8 @@ struct Unit {
 const STATE: usize = 3;
 type State = [f32; STATE];
 
-/// Partial results: for each unit, `[queries]` of [`State`], then `[queries, width]`, as wide as what values are read from.
+/// Partial results: for each unit, `[queries]` of [`State`], `[queries, width]`, as wide as what values are read from, and at the end, if
+/// masses are wanted, `[spans, heads of a group]` of the weights of a span for the last row, relative to the state.
 #[derive(Default)]
 pub struct Partials {
     /// Those that go first, then those between them.
@@ -66,6 +67,8 @@ pub struct Partials {
     values: Vec<f32>,
     /// Values of a unit, the same for all.
     unit_size: usize,
+    /// The last of them, which are masses.
+    masses: usize,
 }
 
 #[derive(Default)]
@@ -80,6 +83,8 @@ struct Scratch {
     tile: Vec<f32>,
     mean: Vec<f32>,
     value: Vec<f32>,
+    /// Of every piece and every query of the last row, the sum of weights and what score they are relative to.
+    sums: Vec<[f32; 2]>,
 }
 
 /// Parts of values, of which some could have been left out, and those that were.
@@ -160,23 +165,24 @@ pub fn attention(
     level: Level,
     partials: &mut Partials,
     skipped: &Skipped,
-    store: &Store,
+    cache: &mut Store,
     attention: &Attention<Vec<f32>>,
     segments: &[Segment],
     q: &Tensor,
     out: &mut Tensor,
 ) {
+    let store = &*cache;
     let plan = &store.plan.layers[attention.layer];
     let group = attention.heads / plan.shape.heads;
     let widths = Side::BOTH.map(|side| plan.side(side).head_dim);
-    partials.plan(plan, group, segments, store.plan.sparse_v > 0.0);
-    let Partials { units, first, values, unit_size } = partials;
+    partials.plan(store, plan, group, segments);
+    let Partials { units, first, values, unit_size, masses } = partials;
 
     let (ends, between) = units.split_at(*first);
     let (of_ends, of_others) = values.split_at_mut(*first * *unit_size);
     let sparse = !between.is_empty();
     let shared = SharedKernels::of(level);
-    let op = Op { level, shared, store, attention, plan, segments, group, widths };
+    let op = Op { level, shared, store, attention, plan, segments, group, widths, masses: *masses };
     pool.for_chunks(of_ends, *unit_size, |i, values| {
         let next = ends.get(i + 1);
         let counts = SCRATCH.with_borrow_mut(|scratch| op.run(&ends[i], next, None, q, scratch, values));
@@ -232,6 +238,11 @@ pub fn attention(
     } else {
         pool.for_chunks(out.data_mut(), width, merge_row);
     }
+    if op.masses > 0 {
+        for (page, mass) in op.page_masses(units, values.chunks_exact(unit_size)) {
+            cache.add_mass(page, mass);
+        }
+    }
 }
 
 impl Unit {
@@ -252,8 +263,9 @@ fn learn([max, _, squares]: &mut State, [other_max, _, other_squares]: State) {
 }
 
 impl Partials {
-    /// Cuts the work into units, the same way whatever the number of threads. `sparse`: whether the ends of sequences go first.
-    fn plan(&mut self, plan: &LayerPlan, group: usize, segments: &[Segment], sparse: bool) {
+    /// Cuts the work into units, the same way whatever the number of threads.
+    fn plan(&mut self, store: &Store, plan: &LayerPlan, group: usize, segments: &[Segment]) {
+        let sparse = store.plan.sparse_v > 0.0;
         self.units.clear();
         let mut between = Vec::new();
         let most_rows = (QUERIES / group).clamp(1, ROWS);
@@ -278,7 +290,10 @@ impl Partials {
         self.first = self.units.len();
         self.units.append(&mut between);
         let rows = self.units.iter().map(|unit| unit.rows.len()).max().unwrap_or(0);
-        self.unit_size = (rows * group * (STATE + plan.side(Side::V).head_dim)).max(1);
+        let spans = self.units.iter().map(|unit| unit.spans.len()).max().unwrap_or(0);
+        let guided = store.plan.guided && plan.shape.window.is_none();
+        self.masses = if guided { spans * group } else { 0 };
+        self.unit_size = (rows * group * (STATE + plan.side(Side::V).head_dim) + self.masses).max(1);
         self.values.resize(self.units.len() * self.unit_size, 0.0);
     }
 }
@@ -293,6 +308,8 @@ struct Op<'a> {
     group: usize,
     /// Values of a head of what K and V are read from.
     widths: [usize; 2],
+    /// Masses of a unit, if they are wanted.
+    masses: usize,
 }
 
 /// Keys and values of one head, some consecutive tokens.
@@ -350,8 +367,10 @@ impl Op<'_> {
         elementwise::scale(self.level, self.attention.scale, &mut scratch.q);
         scratch.split.clear();
 
+        let (values, masses) = values.split_at_mut(values.len() - self.masses);
         let (state, out) = values.split_at_mut(STATE * queries);
         let (state, out) = (state.as_chunks_mut().0, &mut out[..queries * v_width]);
+        scratch.sums.clear();
         state.fill([f32::NEG_INFINITY, 0.0, 0.0]);
         out.fill(0.0);
         for known in known.into_iter().flatten() {
@@ -371,7 +390,44 @@ impl Op<'_> {
             skips = self.piece(&piece, next, &positions, allowed, scratch, state, out);
             counts = [counts[0] + 1, counts[1] + u64::from(skips)];
         }
+        let last_row = state[queries - self.group..].iter().cycle();
+        for ((mass, [sum, max]), [largest, ..]) in masses.iter_mut().zip(&scratch.sums).zip(last_row) {
+            *mass = if max == largest { *sum } else { sum * (max - largest).exp() };
+        }
         counts
+    }
+
+    /// What the last row of every segment gives each page, a head at a time, from the partial results of units.
+    fn page_masses<'v>(
+        &self,
+        units: &[Unit],
+        values: impl Iterator<Item = &'v [f32]> + Clone,
+    ) -> Vec<(PageId, f32)> {
+        let mut masses = Vec::new();
+        for (index, segment) in self.segments.iter().enumerate() {
+            let spans = segment.sequence.spans(self.plan.window_class);
+            for head in 0..self.attention.heads {
+                let of_head = units.iter().zip(values.clone()).filter(|(unit, _)| {
+                    (unit.segment, unit.kv_head, unit.rows.end)
+                        == (index, head / self.group, segment.rows.end)
+                });
+                let state = |unit: &Unit, values: &[f32]| {
+                    let query = (unit.rows.len() - 1) * self.group + head % self.group;
+                    values.as_chunks::<STATE>().0[query]
+                };
+                let states = of_head.clone().map(|(unit, values)| state(unit, values));
+                let sink = self.attention.sinks.map(|sinks| [sinks[head], 1.0, 0.0]);
+                let max = states.clone().chain(sink).fold(f32::NEG_INFINITY, |most, [max, ..]| most.max(max));
+                let total: f32 = states.chain(sink).map(|[own, sum, _]| sum * (own - max).exp()).sum();
+                for (unit, values) in of_head {
+                    let factor = (state(unit, values)[0] - max).exp() / total;
+                    let of_unit = values[values.len() - self.masses..].iter().skip(head % self.group);
+                    let of_spans = spans[unit.spans.clone()].iter().zip(of_unit.step_by(self.group));
+                    masses.extend(of_spans.map(|(span, mass)| (span.page, mass * factor)));
+                }
+            }
+        }
+        masses
     }
 
     /// Sealed pages, then the tail in pieces as long as a page.
@@ -425,11 +481,14 @@ impl Op<'_> {
         let window = self.plan.shape.window.unwrap_or(usize::MAX);
         // Nobody sees it: all keys come after the last query, or have left the first one's window.
         if piece.start >= positions.end || end.saturating_add(window) <= positions.start + 1 {
+            if self.masses > 0 {
+                scratch.sums.extend(std::iter::repeat_n([0.0, f32::NEG_INFINITY], group));
+            }
             return false;
         }
         let queries = positions.len() * group;
         let in_registers = queries <= REGISTER_QUERIES;
-        let Scratch { q, scores, shifts, codes, split, weights, tile, mean, .. } = scratch;
+        let Scratch { q, scores, shifts, codes, split, weights, tile, mean, sums, .. } = scratch;
         scores.resize(queries * piece.tokens, 0.0);
         shifts.clear();
         shifts.resize(queries, 0.0);
@@ -478,7 +537,7 @@ impl Op<'_> {
         let Stored { format, mean_bytes, .. } = piece.sides[1];
         let allowed = allowed.filter(|_| mean_bytes > 0).map(|most| most * format.least_error());
         let mut skips = allowed.is_some();
-        let of_queries = scores.chunks_exact_mut(piece.tokens).zip(&mut *shifts).zip(state);
+        let of_queries = scores.chunks_exact_mut(piece.tokens).zip(&mut *shifts).zip(&mut *state);
         for (((scores, shift), state), out) in of_queries.zip(out.chunks_exact_mut(v_width)) {
             let [own, squares, factor] = (self.shared.softmax_step)(scores, *shift, state);
             *shift = own;
@@ -488,6 +547,11 @@ impl Op<'_> {
             // Values of a whole page, without their mean, add up to zero.
             let even = if masked { 0.0 } else { own * own / piece.tokens as f32 };
             skips &= allowed.is_some_and(|most| squares - even <= most * state[2]);
+        }
+
+        if self.masses > 0 {
+            let last_row = shifts.iter().zip(&*state).skip(queries - group);
+            sums.extend(last_row.map(|(sum, [max, ..])| [*sum, *max]));
         }
 
         let (kernels, v_mean, part) = self.stored(piece, Side::V, next[1]);

@@ -205,7 +205,7 @@ impl Backend for Cpu {
     }
     fn attention(
         &self,
-        store: &Store,
+        store: &mut Store,
         attention: &Attention<Vec<f32>>,
         segments: &[Segment],
         q: &mut Tensor,
@@ -214,6 +214,9 @@ impl Backend for Cpu {
         let mut partials = self.partials.lock().expect("no op panics while it holds the buffer");
         let (level, skipped) = (self.level, &self.skipped);
         attention::attention(&self.pool, level, &mut partials, skipped, store, attention, segments, q, out);
+    }
+    fn take_mass(&self, store: &mut Store) -> Vec<f32> {
+        store.take_mass()
     }
     fn value_parts(&self) -> [u64; 2] {
         self.skipped.counts()

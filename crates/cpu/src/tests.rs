@@ -50,6 +50,28 @@ fn attention_agrees_in_other_shapes() {
 }
 
 #[test]
+fn attention_tells_what_it_looks_at() {
+    let policy = Policy { page: 16, tail: 24, sink: 32, ..Policy::uniform("q8_0", "turbo4") };
+    let policy = policy.with_decay("25,40,35").unwrap();
+    // Short runs and long ones; many rows in blocks; a logit that is no key's.
+    let base = AttentionCase {
+        policy,
+        sinks: true,
+        sharpness: 2.0,
+        chunks: vec![180, 1, 1, 20, 100, 1, 7],
+        ..AttentionCase::new("", "", 64)
+    };
+    let backends = backends();
+    suite::check_case(&backends[0], &base, TOLERANCE);
+    suite::check_case(&backends[0], &AttentionCase { kv_heads: 1, group: 7, ..base.clone() }, TOLERANCE);
+    let outputs: Vec<_> = backends.iter().map(|backend| base.run(backend)).collect();
+    assert!(outputs.iter().all(|o| *o == outputs[0]), "threads or instruction sets matter");
+    let latent = AttentionCase::latent("", [80, 64]);
+    let latent = AttentionCase { policy: base.policy, chunks: base.chunks, kv_heads: 1, group: 70, ..latent };
+    suite::check_case(&backends[0], &latent, TOLERANCE);
+}
+
+#[test]
 fn values_that_weigh_little_are_left_out() {
     let base = AttentionCase {
         sharpness: 6.0,

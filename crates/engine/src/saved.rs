@@ -236,7 +236,7 @@ fn ropes(session: &Session) -> String {
 fn difference(saved: &Policy, asked: &Policy) -> Option<(&'static str, String, String)> {
     let said = |policy: &Policy| {
         // What is read of a cache does not matter to what it holds.
-        let Policy { k, v, sink, tail, page, snapshots, sparse_v: _, layers, tiers } = policy.clone();
+        let Policy { k, v, sink, tail, page, snapshots, sparse_v: _, guided, layers, tiers } = policy.clone();
         let many = |text: String| if text == "[]" { "none".into() } else { text };
         [
             ("-ctk", k),
@@ -244,7 +244,7 @@ fn difference(saved: &Policy, asked: &Policy) -> Option<(&'static str, String, S
             ("--kv-sink", sink.to_string()),
             ("--kv-tail", tail.to_string()),
             ("--kv-page", page.to_string()),
-            ("--kv-policy", format!("snapshots = {snapshots}")),
+            ("--kv-policy", format!("snapshots = {snapshots}, guided = {guided}")),
             ("--kv-preset", many(format!("{layers:?}"))),
             ("--kv-decay", many(format!("{tiers:?}"))),
         ]

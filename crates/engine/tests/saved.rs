@@ -51,8 +51,9 @@ fn a_loaded_session_goes_on_to_the_bit() {
     for (name, (kind, backend)) in MODELS.iter().flat_map(|name| BackendKind::ALL.map(|kind| (name, kind))) {
         let engine = open(name, backend);
         let decaying = short_pages("q8_0", "turbo4").with_decay("balanced").unwrap();
+        let by_age = Policy { guided: false, ..decaying.clone() };
         for policy in
-            [Policy::default(), short_pages("f32", "f16"), short_pages("turbo3", "turbo2"), decaying]
+            [Policy::default(), short_pages("f32", "f16"), short_pages("turbo3", "turbo2"), decaying, by_age]
         {
             // Nothing, an open tail alone, pages and a tail; cut into a page, where a model can be.
             for (tokens, cut) in [(0, 0), (7, 7), (77, 77), (101, 101), (120, 43)] {

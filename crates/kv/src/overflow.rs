@@ -198,7 +198,7 @@ mod tests {
                     freed.extend(feed(&mut sequence, &chunks, context, &plan, &mut pages));
                     let cut = sequence.len() - sequence.len().min(3 + 7 * i % 41);
                     let _ = sequence.truncate(cut, &plan, &mut pages, &mut freed);
-                    let saved = sequence.saved(&pages);
+                    let saved = sequence.saved(&plan, &pages);
                     assert_eq!(saved.held_tokens(), sequence.held_tokens());
                     saved.sections(&plan).expect("it can be saved");
                 }

@@ -40,6 +40,8 @@ pub struct Plan {
     pub tiers: Vec<usize>,
     /// What attention may lose by leaving out values that weigh little: a share of the least that formats of their size can lose.
     pub sparse_v: f32,
+    /// Whether attention says which of the older pages grow old first.
+    pub guided: bool,
 }
 
 /// What decides in which format a page is sealed.
@@ -173,6 +175,7 @@ impl Plan {
             sink_pages: policy.sink.div_ceil(policy.page),
             tiers: policy.tiers.iter().map(|tier| tier.percent).collect(),
             sparse_v: policy.sparse_v,
+            guided: policy.guided && !policy.tiers.is_empty(),
         })
     }
 
@@ -183,6 +186,11 @@ impl Plan {
             Some(size) => Err(PolicyError::StateSize(size)),
             None => Ok(Plan { states, ..self }),
         }
+    }
+
+    /// The window class whose pages grow old: that without a window.
+    pub fn ageing_class(&self) -> Option<usize> {
+        self.windows.iter().position(Option::is_none).filter(|_| !self.tiers.is_empty())
     }
 
     /// Rows a tail must hold when up to `batch` tokens arrive at once.

@@ -13,6 +13,7 @@ use torque_quant::FormatOps;
 /// sink = 128            # first tokens kept in f16
 /// tail = 128            # newest tokens kept exact
 /// snapshots = 8         # copies of a recurrent state, to go back to
+/// guided = true         # what attention looks at grows old later
 /// sparse_v = 0.1        # leave out values that weigh little; see [`Plan::sparse_v`](crate::Plan::sparse_v)
 ///
 /// [[layers]]            # later rules win
@@ -56,6 +57,10 @@ pub struct Policy {
     /// Rules for some layers. What they name holds at every age.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub layers: Vec<LayerRule>,
+    /// Whether, of the tokens about to grow old, those that attention looks at less do so first ([`crate::Pages::grow_old`]). As many grow
+    /// old as without.
+    #[serde(default = "default_guided")]
+    pub guided: bool,
     /// Older tokens, the oldest last. Layers with a sliding window, and sinks, have no age.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tiers: Vec<Tier>,
@@ -202,6 +207,9 @@ fn default_exact() -> usize {
 fn default_page() -> usize {
     128
 }
+fn default_guided() -> bool {
+    true
+}
 fn default_snapshots() -> usize {
     8
 }
@@ -216,6 +224,7 @@ impl Default for Policy {
             page: 128,
             snapshots: 8,
             sparse_v: 0.0,
+            guided: true,
             layers: Vec::new(),
             tiers: Vec::new(),
         }

@@ -169,6 +169,12 @@ impl<B: Backend> Context<B> {
         let (backend, model, store) = (&*self.backend, &*self.model, &mut self.store);
         forward::forward(backend, model, &self.ropes, store, &mut self.activations, &tokens, &segments);
 
+        if self.plan.guided {
+            let mut masses = self.backend.take_mass(&mut self.store);
+            for (sequence, tokens) in batch {
+                self.pages.attend(&self.plan, &self.sequences[*sequence], tokens.len(), &mut masses);
+            }
+        }
         let (mut freed, mut sealed) = (Vec::new(), false);
         for (index, _) in batch {
             let (sequence, mut grown) = (&mut self.sequences[*index], false);
@@ -346,7 +352,7 @@ impl<B: Backend> Context<B> {
 
     /// What a sequence holds, and its sections with their bytes. [`Context::export`] gives the bytes.
     pub fn saved(&self, sequence: usize) -> (SavedSequence, Vec<(Section, usize)>) {
-        let saved = self.sequences[sequence].saved(&self.pages);
+        let saved = self.sequences[sequence].saved(&self.plan, &self.pages);
         let sections = saved.sections(&self.plan).expect("a sequence of this plan is sound");
         (saved, sections)
     }

@@ -268,6 +268,7 @@ fn bytes_are_those_of_the_plan() {
             Policy { tail: 40, ..short_pages("q8_0", "turbo2") },
             Policy { sink: 32, ..short_pages("turbo2", "turbo4") },
             Policy { sink: 16, ..short_pages("q8_0", "turbo4") }.with_decay("25,40,35").unwrap(),
+            Policy { guided: false, ..short_pages("q8_0", "turbo4") }.with_decay("25,40,35").unwrap(),
         ]);
         for policy in policies {
             let mut context = loaded.context(&policy, 1);

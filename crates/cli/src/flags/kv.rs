@@ -44,7 +44,7 @@ pub struct PolicyFlags {
     /// Other formats for some layers: uniform, boundary, or a layer-adaptive mode of llama.cpp's forks, 1 2 5 6 7
     #[arg(long, value_name = "NAME")]
     pub kv_preset: Option<String>,
-    /// Seal older tokens again, in smaller formats: conservative, balanced, aggressive, or hot, warm and cold tokens
+    /// Seal older tokens again, in smaller formats, those that attention looks at less first: conservative, balanced, aggressive, or hot, warm and cold tokens
     /// in percent, as 25,40,35
     #[arg(long, value_name = "SHARES")]
     pub kv_decay: Option<String>,

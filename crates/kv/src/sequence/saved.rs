@@ -18,6 +18,9 @@ pub struct SavedSequence {
     held: Vec<usize>,
     /// What the spans are sealed in that some class still holds: the last ones.
     ages: Vec<Age>,
+    /// How much attention those get, as the bits of an f32; empty if nothing depends on it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    masses: Vec<u32>,
     /// Where copies of the recurrent state are, oldest first.
     snapshots: Vec<usize>,
     /// How many of them, the oldest, are rounded.
@@ -138,6 +141,10 @@ impl SavedSequence {
         }
         let held = self.held.iter().min().map_or(0, |first| self.spans.len() - first);
         ensure(self.ages.len() == held, "pages of no age")?;
+        let masses = if plan.guided { held } else { 0 };
+        ensure(self.masses.len() == masses, "pages whose attention is not known")?;
+        let mass = |bits: &u32| f32::from_bits(*bits).is_finite();
+        ensure(self.masses.iter().all(mass), "pages whose attention is no number")?;
         for (span, age) in self.aged() {
             let known = match (age, plan.new_age(self.places(span).start)) {
                 (Age::Tier(tier), Age::Tier(_)) => tier <= plan.tiers.len(),
@@ -158,13 +165,15 @@ impl SavedSequence {
 
 impl Sequence {
     /// What it holds.
-    pub fn saved(&self, pages: &Pages) -> SavedSequence {
+    pub fn saved(&self, plan: &Plan, pages: &Pages) -> SavedSequence {
         let first = self.held.iter().min().copied().unwrap_or(self.spans.len());
+        let masses = self.spans[first..].iter().map(|span| pages.masses[span.page.0 as usize].to_bits());
         SavedSequence {
             len: self.len,
             spans: self.spans.iter().map(|span| span.len).collect(),
             held: self.held.clone(),
             ages: self.spans[first..].iter().map(|span| pages.age(span.page)).collect(),
+            masses: masses.filter(|_| plan.guided).collect(),
             snapshots: self.snapshots.positions().to_vec(),
             rounded: self.snapshots.rounded(),
             gap: Gap { kept: self.kept, tokens: self.forgotten.len(), moved: self.moved },
@@ -188,7 +197,11 @@ impl Sequence {
                 None => PageId(u32::MAX),
                 Some(i_aged) => {
                     let references = saved.held.iter().map(|held| u32::from(*held <= i)).collect();
-                    pages.take(references, saved.ages[i_aged])
+                    let page = pages.take(references, saved.ages[i_aged]);
+                    if let Some(mass) = saved.masses.get(i_aged) {
+                        pages.masses[page.0 as usize] = f32::from_bits(*mass);
+                    }
+                    page
                 }
             };
             sequence.spans.push(Span { page, start: saved.start(i), len });
