@@ -10,7 +10,7 @@ use crate::elementwise;
 use crate::pool::Pool;
 use std::cell::RefCell;
 use std::ops::Range;
-use torque_backend::host::{Store, Tensor};
+use torque_backend::host::{self, Store, Tensor};
 use torque_backend::{Attention, Segment};
 use torque_kv::{LayerPlan, Side};
 use torque_quant::attend::Part;
@@ -238,9 +238,7 @@ struct Piece<'a> {
 /// Keys or values of a [`Piece`].
 #[derive(Clone, Copy)]
 struct Stored<'a> {
-    format: &'static FormatOps,
-    /// The page mean (f16) and the blocks.
-    bytes: &'a [u8],
+    head: host::Stored<'a>,
     mean_bytes: usize,
 }
 
@@ -277,7 +275,7 @@ impl Op<'_> {
         let mut pieces = self.pieces(unit).peekable();
         while let Some(piece) = pieces.next() {
             let next = pieces.peek().copied().or_else(|| self.pieces(next?).next());
-            let next = next.map_or(&[][..], |next| next.sides[0].bytes);
+            let next = next.map_or(&[][..], |next| next.sides[0].head.bytes);
             self.piece(&piece, next, &positions, scratch, state, out);
         }
     }
@@ -290,8 +288,8 @@ impl Op<'_> {
             let sides = Side::BOTH.map(|side| {
                 let part = self.store.part(*span, self.attention.layer, side);
                 let side = self.plan.side(side);
-                let bytes = part.head(side, unit.kv_head);
-                Stored { format: part.format, bytes, mean_bytes: side.mean_bytes(part.format) }
+                let head = part.head(side, unit.kv_head);
+                Stored { head, mean_bytes: side.mean_bytes(part.format) }
             });
             Piece { start: span.start, tokens: page, len: span.len, sides }
         });
@@ -300,8 +298,7 @@ impl Op<'_> {
             let tokens = page.min(sequence.tail_len() - from);
             let sides = Side::BOTH.map(|side| {
                 let tail = self.store.tail(sequence.slot, self.attention.layer, side);
-                let bytes = tail.rows(unit.kv_head, from, tokens);
-                Stored { format: tail.row_format(), bytes, mean_bytes: 0 }
+                Stored { head: tail.stored(unit.kv_head, from, tokens), mean_bytes: 0 }
             });
             Piece { start: sequence.tail_start() + from, tokens, len: tokens, sides }
         }))
@@ -309,10 +306,11 @@ impl Op<'_> {
 
     /// The kernels, the page mean and the blocks of a side of a piece.
     fn stored<'a>(&self, piece: &Piece<'a>, side: Side, next: &'a [u8]) -> (Kernels, &'a [u8], Part<'a>) {
-        let Stored { format, bytes, mean_bytes } = piece.sides[side as usize];
-        let (mean, bytes) = bytes.split_at(mean_bytes);
-        let part = Part { bytes, tokens: piece.tokens, head_dim: self.widths[side as usize], next };
-        ((format.kernels)(self.level), mean, part)
+        let Stored { head, mean_bytes } = piece.sides[side as usize];
+        let (mean, bytes) = head.bytes.split_at(mean_bytes);
+        let head_dim = self.widths[side as usize];
+        let part = Part { bytes, planes: head.planes, tokens: piece.tokens, head_dim, next };
+        ((head.format.kernels)(self.level), mean, part)
     }
 
     /// Adds a piece's keys and values to the running results of queries at `positions`. `next` is what is read after it.
@@ -340,7 +338,7 @@ impl Op<'_> {
         shifts.clear();
         shifts.resize(queries, 0.0);
 
-        let (kernels, k_mean, part) = self.stored(piece, Side::K, piece.sides[1].bytes);
+        let (kernels, k_mean, part) = self.stored(piece, Side::K, piece.sides[1].head.bytes);
         read_mean(level, k_mean, mean);
         let mut decoded = false;
         let whole = (kernels.unpack[0])(part, codes);
