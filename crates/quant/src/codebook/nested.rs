@@ -13,11 +13,9 @@ const THRESHOLDS: [f64; 8] = thresholds();
 
 /// Every code, with the levels of 4 bits, for N(0, 1/128). The codes of fewer bits are the high bits of these.
 pub const NESTED: Codebook<16> = {
-    let mut book = Codebook { levels: [0.0; 16], thresholds: [0.0; 16] };
+    let mut book = Codebook { levels: levels(2), thresholds: [0.0; 16] };
     let mut i = 0;
     while i < 8 {
-        let level = (mean(&THRESHOLDS, 1, i) * SIGMA_128) as f32;
-        (book.levels[8 + i], book.levels[7 - i]) = (level, -level);
         let threshold = (THRESHOLDS[i] * SIGMA_128) as f32;
         book.thresholds[7 + i] = threshold;
         book.thresholds[7 - i] = -threshold;
@@ -28,23 +26,16 @@ pub const NESTED: Codebook<16> = {
     book
 };
 
-/// The levels of `2 + planes` bits for N(0, 1/128), all multiplied by `factor`, as a table that repeats from the start. A
-/// code's two highest bits are the low ones of its index; the third is the next, and the fourth the one after.
-pub const fn lanes(planes: usize, factor: f64) -> [f32; 16] {
-    let mut lanes = [0.0; 16];
-    let mut index = 0;
-    while index < 16 {
-        let (mut code, mut plane) = (index & 3, 0);
-        while plane < planes {
-            code = code << 1 | index >> (2 + plane) & 1;
-            plane += 1;
-        }
-        let half = 2 << planes;
-        let level = mean(&THRESHOLDS, 4 >> planes, if code < half { half - 1 - code } else { code - half });
-        lanes[index] = (level * SIGMA_128 * factor) as f32 * if code < half { -1.0 } else { 1.0 };
-        index += 1;
+/// What each of the sixteen codes stands for in `2 + planes` bits, for N(0, 1/128).
+pub const fn levels(planes: usize) -> [f32; 16] {
+    let mut levels = [0.0; 16];
+    let (cells, mut i) = (4 >> planes, 0);
+    while i < 8 {
+        let level = (mean(&THRESHOLDS, cells, i / cells) * SIGMA_128) as f32;
+        (levels[8 + i], levels[7 - i]) = (level, -level);
+        i += 1;
     }
-    lanes
+    levels
 }
 
 /// The root of the mean square of the levels of `2 + planes` bits for N(0, 1).
@@ -185,12 +176,12 @@ mod tests {
                 sums[usize::from(code)] += x * density;
                 counts[usize::from(code)] += density;
             }
-            for (index, level) in lanes(planes, 1.0).iter().enumerate().take(4 << planes) {
-                let bits = (0..planes).fold(index & 3, |code, plane| code << 1 | index >> (2 + plane) & 1);
-                let mean = sums[bits] / counts[bits] * SIGMA_128;
+            for (code, level) in levels(planes).into_iter().enumerate() {
+                let cell = code >> (2 - planes);
+                let mean = sums[cell] / counts[cell] * SIGMA_128;
                 assert!(
-                    (f64::from(*level) - mean).abs() < 1e-5,
-                    "{planes} planes, code {bits}: {level} {mean}"
+                    (f64::from(level) - mean).abs() < 1e-5,
+                    "{planes} planes, code {code}: {level} {mean}"
                 );
             }
         }

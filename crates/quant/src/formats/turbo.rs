@@ -221,7 +221,7 @@ pub(super) const fn byte_levels(lanes: [f32; 16]) -> ByteLevels {
 
 /// Scales of [`byte_levels`], of such a unit.
 #[inline(always)]
-pub(super) fn row_scales<I: Isa>(isa: I, unit: f32, blocks: Blocks<'_>) -> I::F {
+fn row_scales<I: Isa>(isa: I, unit: f32, blocks: Blocks<'_>) -> I::F {
     isa.mul(blocks.tile_scales(isa), isa.splat(unit))
 }
 
