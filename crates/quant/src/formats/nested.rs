@@ -58,15 +58,13 @@ const SQUARES: [[f32; 16]; 1 + PLANES_MAX] = {
 /// The standard deviation of the length of Gaussian vectors of 128 in 2 and in 3 bits, in units of 1/√128.
 const DEVIATIONS: [f32; PLANES_MAX] = [0.369, 0.222];
 
-/// How much longer than that of 4 bits the scale of `2 + planes` bits is on average.
-const fn longer(planes: usize) -> f32 {
-    (length(PLANES_MAX) / length(planes)) as f32
-}
+/// How much longer than that of 4 bits the scale of 2 and of 3 bits is on average.
+const LONGER: [f32; PLANES_MAX] = [(length(2) / length(0)) as f32, (length(2) / length(1)) as f32];
 
 /// Writes the scale of 4 bits, and corrections by the sums of the squares of the levels of all widths.
 fn write_scale(block: &mut [u8], scale: f32, squares: [f32; 1 + PLANES_MAX]) {
     let correction = |planes: usize| {
-        let needed = (squares[PLANES_MAX] / squares[planes]).sqrt() / longer(planes);
+        let needed = (squares[PLANES_MAX] / squares[planes]).sqrt() / LONGER[planes];
         u16::from(TURBO2.code((needed - 1.0) / DEVIATIONS[planes]))
     };
     let (two, three) = (correction(0), correction(1));
@@ -101,7 +99,7 @@ impl<const PLANES: usize> Nested<PLANES> {
         let (mut factors, mut i) = ([1.0; 16], 0);
         while i < 16 && PLANES < PLANES_MAX {
             let correction = if PLANES == 0 { i >> 2 } else { i & 3 };
-            factors[i] = longer(PLANES) * (1.0 + DEVIATIONS[PLANES] * TURBO2.levels[correction]);
+            factors[i] = LONGER[PLANES] * (1.0 + DEVIATIONS[PLANES] * TURBO2.levels[correction]);
             i += 1;
         }
         factors
@@ -176,16 +174,22 @@ impl<const PLANES: usize> Format for Nested<PLANES> {
         let (fields, planes) = block[2..].split_at_mut(x.len() / 4);
         let (fields, _) = fields.as_chunks_mut();
         let mut squares = [isa.splat(0.0); 1 + PLANES_MAX];
-        let scale = encode_any(isa, &NESTED, x, |i, codes| {
-            let code = isa.widen_u8(&codes);
-            for j in 0..1 + PLANES_MAX {
-                squares[j] = isa.add(squares[j], isa.lookup(isa.load(&SQUARES[j]), code));
-            }
-            fields[i] = pack2(codes, PLANES_MAX as u32);
-            for (plane, bits) in planes.chunks_exact_mut(x.len() / 8).enumerate() {
-                bits.as_chunks_mut().0[i] = pack1(codes, Self::bit(plane));
-            }
-        });
+        let scale = encode_any(
+            isa,
+            &NESTED,
+            x,
+            #[inline(always)]
+            |i, codes| {
+                let code = isa.widen_u8(&codes);
+                for j in 0..1 + PLANES_MAX {
+                    squares[j] = isa.add(squares[j], isa.lookup(isa.load(&SQUARES[j]), code));
+                }
+                fields[i] = pack2(codes, PLANES_MAX as u32);
+                for (plane, bits) in planes.chunks_exact_mut(x.len() / 8).enumerate() {
+                    bits.as_chunks_mut().0[i] = pack1(codes, Self::bit(plane));
+                }
+            },
+        );
         let mut sums = [0.0; 1 + PLANES_MAX];
         for j in 0..1 + PLANES_MAX {
             sums[j] = isa.sum(squares[j]);

@@ -342,6 +342,10 @@ fn kernels_are_inlined() {
                     "accumulate",
                     fastest(|| (kernels.accumulate)(part(&bytes, 256, 128), &scores, &mut out)),
                 ));
+                if format.rotation == Rotation::Head {
+                    let mut blocks = vec![0; x.len() / 128 * format.bytes];
+                    times.push(("encode", fastest(|| (kernels.encode)(&x, 128, &mut blocks))));
+                }
             }
             for (kernel, time) in times {
                 let factor = time / plain;
