@@ -12,7 +12,8 @@ use state::Snapshot;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use torque_kv::{Age, Freed, LayerPlan, PageId, Plan, Sequence, Side, SidePlan, Span, centred};
-use torque_quant::attend::whole::{tile, tiled, untile};
+use torque_quant::attend::whole::{plane_bytes, tile, tiled, untile};
+use torque_quant::format::PLANES_MAX;
 use torque_quant::{FormatOps, rotate};
 
 /// Activations: `[rows, width]`, contiguous.
@@ -87,17 +88,39 @@ pub struct Part {
     /// What the values are sealed in.
     pub format: &'static FormatOps,
     bytes: Box<[u8]>,
+    /// Bit planes of a nested format in tiles, the finest last: for every KV head those of its values.
+    planes: Vec<Box<[u8]>>,
+}
+
+/// One head of a part or of a tail.
+#[derive(Clone, Copy)]
+pub struct Stored<'a> {
+    /// What its values are stored in.
+    pub format: &'static FormatOps,
+    /// Of a part, the page mean (f16; empty if the format is not centred), of [`SidePlan::mean_bytes`], and blocks.
+    pub bytes: &'a [u8],
+    /// [`torque_quant::attend::Part::planes`].
+    pub planes: [&'a [u8]; PLANES_MAX],
 }
 
 impl Part {
     fn new(side: &SidePlan, format: &'static FormatOps, tokens: usize) -> Part {
-        Part { format, bytes: vec![0; side.part_bytes(format, tokens)].into_boxed_slice() }
+        let apart = tiled(format.rotation, tokens, side.head_dim);
+        let planes = if apart { format.planes.unwrap_or(0) } else { 0 };
+        let plane = vec![0; side.heads * plane_bytes(tokens, side.head_dim)].into_boxed_slice();
+        let bytes = vec![0; side.part_bytes(format, tokens) - planes * plane.len()].into_boxed_slice();
+        Part { format, bytes, planes: vec![plane; planes] }
     }
 
-    /// One head's page mean (f16; empty if the format is not centred), of [`SidePlan::mean_bytes`], and blocks.
-    pub fn head(&self, side: &SidePlan, head: usize) -> &[u8] {
-        let size = self.bytes.len() / side.heads;
-        &self.bytes[head * size..][..size]
+    /// One head.
+    pub fn head(&self, side: &SidePlan, head: usize) -> Stored<'_> {
+        let of_head = |bytes: &'_ [u8]| {
+            let size = bytes.len() / side.heads;
+            head * size..(head + 1) * size
+        };
+        let mut planes = [&[][..]; PLANES_MAX];
+        planes.iter_mut().zip(&self.planes).for_each(|(to, plane)| *to = &plane[of_head(plane)]);
+        Stored { format: self.format, bytes: &self.bytes[of_head(&self.bytes)], planes }
     }
 
     /// Jobs that encode every head of what a side is stored in now, `from(head)`.
@@ -105,10 +128,13 @@ impl Part {
         &'a mut self,
         side: &'a SidePlan,
         tokens: usize,
-        from: impl Fn(usize) -> (&'static FormatOps, &'a [u8]) + 'a,
+        from: impl Fn(usize) -> Stored<'a> + 'a,
     ) -> impl Iterator<Item = SealJob<'a>> {
         let (format, size) = (self.format, self.bytes.len() / side.heads);
         let heads = self.bytes.chunks_exact_mut(size).enumerate();
+        let planes = self.planes.iter_mut();
+        let mut planes: Vec<_> =
+            planes.map(|plane| plane.chunks_exact_mut(plane.len() / side.heads)).collect();
         heads.map(move |(head, out)| SealJob {
             side,
             tokens,
@@ -117,12 +143,39 @@ impl Part {
             turn: None,
             format,
             out,
+            planes: planes.iter_mut().map(|heads| heads.next().expect("a plane has all heads")).collect(),
         })
+    }
+
+    /// Makes it one of a format that [begins](FormatOps::begins) its own: nothing is decoded.
+    fn narrow(&mut self, side: &SidePlan, format: &'static FormatOps) {
+        if self.planes.is_empty() {
+            let [from, to] = [self.format, format].map(|format| format.head_block(side.head_dim).1);
+            let mut bytes = Vec::with_capacity(self.bytes.len());
+            for head in self.bytes.chunks_exact(self.bytes.len() / side.heads) {
+                let (mean, blocks) = head.split_at(side.mean_bytes(format));
+                bytes.extend_from_slice(mean);
+                blocks.chunks_exact(from).for_each(|block| bytes.extend_from_slice(&block[..to]));
+            }
+            self.bytes = bytes.into_boxed_slice();
+        } else {
+            self.planes.truncate(format.planes.unwrap_or(0));
+        }
+        self.format = format;
+    }
+
+    /// All that it stores, as it is saved.
+    fn buffers(&self) -> impl Iterator<Item = &[u8]> {
+        [&self.bytes].into_iter().chain(&self.planes).map(|buffer| &**buffer)
+    }
+
+    fn buffers_mut(&mut self) -> impl Iterator<Item = &mut [u8]> {
+        [&mut self.bytes].into_iter().chain(&mut self.planes).map(|buffer| &mut **buffer)
     }
 
     /// Bytes of the part.
     pub fn bytes(&self) -> usize {
-        self.bytes.len()
+        self.buffers().map(<[u8]>::len).sum()
     }
 }
 
@@ -130,8 +183,8 @@ impl Part {
 pub struct SealJob<'a> {
     side: &'a SidePlan,
     tokens: usize,
-    /// What it is stored in now, and how.
-    from: (&'static FormatOps, &'a [u8]),
+    /// What it is now.
+    from: Stored<'a>,
     /// What is divided by first, but for the mean: how much longer than the exact values it is, and for a page that
     /// others outlive in more bits, how much longer it will be.
     gain: f32,
@@ -139,23 +192,23 @@ pub struct SealJob<'a> {
     turn: Option<Angles<'a>>,
     format: &'static FormatOps,
     out: &'a mut [u8],
+    planes: Vec<&'a mut [u8]>,
 }
 
 impl SealJob<'_> {
     /// Encodes the head; `encode` is [`FormatOps::encode_blocks`] or does the same.
     pub fn run(&mut self, encode: impl Fn(&FormatOps, &[f32], usize, &mut [u8])) {
         let mut values = vec![0.0; self.tokens * self.side.head_dim];
-        let (format, bytes) = self.from;
-        unseal_head(self.side, format, bytes, self.gain, &mut values);
+        unseal_head(self.side, self.from, self.gain, &mut values);
         if let Some(angles) = &self.turn {
             turn::keys(self.side, angles, &mut values);
         }
         let blocks = take_mean(self.side, self.format, &mut values, self.out);
         let (block, bytes) = self.format.head_block(self.side.head_dim);
         if tiled(self.format.rotation, self.tokens, self.side.head_dim) {
-            let mut rows = vec![0; blocks.len()];
+            let mut rows = vec![0; values.len() / block * bytes];
             encode(self.format, &values, block, &mut rows);
-            tile(&rows, bytes, self.side.head_dim / block, blocks);
+            tile(&rows, bytes, self.side.head_dim / block, blocks, &mut self.planes);
         } else {
             encode(self.format, &values, block, blocks);
         }
@@ -164,7 +217,8 @@ impl SealJob<'_> {
 
 /// Decodes what a [`SealJob`] has encoded, `[tokens, head_dim]`: the values divided by a gain, which is 1 for what attention
 /// sees, with their mean, rotated if the side is.
-pub fn unseal_head(side: &SidePlan, format: &FormatOps, bytes: &[u8], gain: f32, out: &mut [f32]) {
+pub fn unseal_head(side: &SidePlan, stored: Stored, gain: f32, out: &mut [f32]) {
+    let Stored { format, bytes, planes } = stored;
     let (mean, blocks) = bytes.split_at(side.mean_bytes(format));
     if mean.is_empty() {
         return format.decode_row(blocks, out);
@@ -172,8 +226,8 @@ pub fn unseal_head(side: &SidePlan, format: &FormatOps, bytes: &[u8], gain: f32,
     let (block, bytes) = format.head_block(side.head_dim);
     let mut rows = Vec::new();
     let blocks = if tiled(format.rotation, out.len() / side.head_dim, side.head_dim) {
-        rows.resize(blocks.len(), 0);
-        untile(blocks, bytes, side.head_dim / block, &mut rows);
+        rows.resize(out.len() / block * bytes, 0);
+        untile(blocks, &planes[..format.planes.unwrap_or(0)], bytes, side.head_dim / block, &mut rows);
         &rows
     } else {
         blocks
@@ -233,6 +287,12 @@ impl Tail {
     pub fn rows(&self, head: usize, start: usize, tokens: usize) -> &[u8] {
         let row = self.row_bytes();
         &self.bytes[(head * self.capacity + start) * row..][..tokens * row]
+    }
+
+    /// The same as they are sealed from.
+    pub fn stored(&self, head: usize, start: usize, tokens: usize) -> Stored<'_> {
+        let planes = [&[][..]; PLANES_MAX];
+        Stored { format: self.row_format(), bytes: self.rows(head, start, tokens), planes }
     }
 
     /// The rotation of its heads, if they are stored rotated.
@@ -357,8 +417,7 @@ impl Store {
             self.plan.layers.iter().map(|layer| layer.sides.iter().map(part).collect()).collect();
         let mut jobs = Vec::new();
         for (tail, part) in tails.iter().flatten().zip(parts.iter_mut().flatten()) {
-            let from = |head| (tail.row_format(), tail.rows(head, 0, span.len));
-            jobs.extend(part.seal(&tail.side, span.len, from));
+            jobs.extend(part.seal(&tail.side, span.len, |head| tail.stored(head, 0, span.len)));
         }
         run(&mut jobs);
         self.pages[page] = parts.into_iter().map(Some).collect();
@@ -367,22 +426,27 @@ impl Store {
         tails.iter_mut().flatten().for_each(|tail| tail.drop_front(span.len, rows));
     }
 
-    /// Encodes a page again, as one of that tier. `run` runs the jobs.
+    /// Encodes a page again, as one of that tier, or leaves out planes where that does it. `run` runs the jobs.
     pub fn reseal(&mut self, page: PageId, tier: usize, run: impl FnOnce(&mut [SealJob])) {
         let (age, tokens) = (Age::Tier(tier), self.plan.page);
         let layers = self.plan.layers.iter().zip(&mut self.pages[page.0 as usize]);
         let parts = layers.flat_map(|(layer, parts)| layer.sides.iter().zip(parts.iter_mut().flatten()));
-        let mut resealed: Vec<_> = parts
-            .filter(|(side, part)| !std::ptr::eq(side.page_format(age), part.format))
-            .map(|(side, part)| (Part::new(side, side.page_format(age), tokens), side, part))
-            .collect();
+        let mut resealed = Vec::new();
+        for (side, part) in parts {
+            let format = side.page_format(age);
+            if format.begins(part.format) {
+                part.narrow(side, format);
+            } else if !std::ptr::eq(format, part.format) {
+                resealed.push((Part::new(side, format, tokens), side, part));
+            }
+        }
         let mut jobs = Vec::new();
         for (new, side, part) in &mut resealed {
             let (side, part): (&SidePlan, &Part) = (side, part);
             // The longer vectors that serve best where all pages are alike (formats' gains) do harm where others are
             // more exact: noisy scores add weight already. What is sealed again gets its own length.
             let gain = part.format.gain * new.format.gain;
-            let of_part = new.seal(side, tokens, |head| (part.format, part.head(side, head)));
+            let of_part = new.seal(side, tokens, |head| part.head(side, head));
             jobs.extend(of_part.map(|job| SealJob { gain, ..job }));
         }
         run(&mut jobs);
@@ -423,5 +487,33 @@ impl Store {
         let tails: usize = self.tails.iter().flatten().flatten().map(|t| t.bytes.len()).sum();
         let (snapshots, states) = self.state_bytes();
         (pages + snapshots, tails + states)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use torque_kv::{KvLayer, Pages, Policy, Tier};
+
+    /// Narrowing a page gives back its planes. Nothing is encoded, and what is left stays where it is.
+    #[test]
+    fn planes_are_dropped_where_they_lie() {
+        let layer = KvLayer { heads: 2, head_dim: [128; 2], values_in_keys: false, window: None };
+        let tier = |name: &str| Tier { percent: 40, k: Some(name.into()), v: Some(name.into()) };
+        let tiers = vec![tier("turbo3_nested"), tier("turbo2_nested")];
+        let policy = Policy { tiers, ..Policy::uniform("turbo4_nested", "turbo4_nested").bare() };
+        let plan = Plan::new(&policy, &[layer]).unwrap();
+        let (mut store, mut sequence) = (Store::new(&plan, 1, 128), Sequence::new(&plan, 0));
+        sequence.append(128);
+        let span = sequence.seal(&plan, &mut Pages::default()).unwrap();
+        store.seal(&sequence, span, |jobs| assert_eq!(jobs.len(), 4));
+        let common = |store: &Store| store.part(span, 0, Side::K).bytes.as_ptr();
+        let (place, whole) = (common(&store), store.bytes().0);
+        for tier in [1, 2] {
+            store.reseal(span.page, tier, |jobs| assert!(jobs.is_empty()));
+            assert_eq!(common(&store), place);
+            assert_eq!(store.bytes().0, whole - tier * 2 * 2 * 128 * 128 / 8);
+            assert_eq!(store.bytes().0, plan.page_bytes(Age::Tier(tier), 0));
+        }
     }
 }

@@ -124,7 +124,7 @@ fn gather(
     for span in sequence.spans(plan.window_class) {
         let part = store.part(*span, layer, side);
         let mut page = vec![0.0; store.plan.page * side_plan.head_dim];
-        unseal_head(side_plan, part.format, part.head(side_plan, head), 1.0, &mut page);
+        unseal_head(side_plan, part.head(side_plan, head), 1.0, &mut page);
         values.extend_from_slice(&page[..span.len * side_plan.head_dim]);
         positions.extend(span.start..span.start + span.len);
     }

@@ -3,7 +3,7 @@
 //! A backend's tests call these functions; a new format or op is tested before anyone remembers to.
 
 use crate::*;
-use torque_kv::{KvLayer, LayerPlan, Pages, Policy, StateShape};
+use torque_kv::{Age, KvLayer, LayerPlan, Pages, Policy, StateShape, Tier};
 use torque_quant::{FORMATS, FormatOps};
 
 /// Pseudo-random numbers that are the same everywhere (SplitMix64).
@@ -748,6 +748,83 @@ fn turned_keys<B: Backend>(
         }
     }
     result
+}
+
+/// Pages of a nested format that are sealed again in fewer bits: they are, to the bit, what they would be if they had been
+/// sealed so at once, and memory is less by the planes.
+pub fn check_narrowed_pages<B: Backend>(backend: &B) {
+    let formats = || FORMATS.iter().filter(|format| format.kv);
+    for (finer, coarser) in formats().flat_map(|finer| formats().map(move |coarser| (finer, coarser))) {
+        if !coarser.begins(finer) {
+            continue;
+        }
+        // Planes lie apart in parts of the first two, and in blocks in the last.
+        for head_dim in [64, 256, 80] {
+            let policy = |format: &FormatOps, older: &FormatOps| {
+                let (name, older) = (format.name, Some(older.name.to_string()));
+                let tiers = vec![Tier { percent: 100, k: older.clone(), v: older }];
+                Policy { page: 16, tiers, ..Policy::uniform(name, name).bare() }
+            };
+            let [whole, narrowed] =
+                [0, 1].map(|tier| sealed_pages(backend, head_dim, &policy(finer, coarser), tier));
+            let at_once = sealed_pages(backend, head_dim, &policy(coarser, coarser), 0);
+            let what = format!("{} of {}, heads of {head_dim}", coarser.name, finer.name);
+            assert!(narrowed == at_once, "{what}");
+            let planes = finer.planes.zip(coarser.planes).map_or(0, |(finer, coarser)| finer - coarser);
+            // Of keys and values of two heads, a bit a value.
+            let freed = planes * 2 * 2 * 48 * head_dim / 8;
+            assert_eq!(whole.bytes - narrowed.bytes, freed, "{what}: what the planes took");
+        }
+    }
+}
+
+/// What three pages, which were made those of a tier, take, what is saved of them, and the output of a token behind them.
+#[derive(PartialEq)]
+struct SealedPages {
+    bytes: usize,
+    saved: Vec<Vec<u8>>,
+    output: Vec<f32>,
+}
+
+fn sealed_pages<B: Backend>(backend: &B, head_dim: usize, policy: &Policy, tier: usize) -> SealedPages {
+    let layer = KvLayer { heads: 2, head_dim: [head_dim; 2], values_in_keys: false, window: None };
+    let plan = Plan::new(policy, &[layer]).expect("a valid case");
+    let (mut store, mut pages) = (backend.store(&plan, 1, 48), Pages::default());
+    let (mut sequence, mut random, width) = (Sequence::new(&plan, 0), Random(5), 2 * head_dim);
+    let mut append = |store: &mut B::Store, sequence: &mut Sequence, rows: usize| {
+        let [k, v] = [(); 2].map(|()| from_host(backend, rows, &random.gausses(rows * width)));
+        sequence.append(rows);
+        backend.append(store, 0, &Segment { rows: 0..rows, sequence }, &k, &v);
+        from_host(backend, rows, &random.gausses(rows * 2 * width))
+    };
+    append(&mut store, &mut sequence, 48);
+    while let Some(span) = sequence.seal(&plan, &mut pages) {
+        backend.seal(&mut store, &sequence, span);
+        if tier > 0 {
+            backend.reseal(&mut store, span.page, tier);
+        }
+    }
+    let bytes = backend.store_bytes(&store).0;
+    let export = |span| {
+        let age = Age::Tier(tier);
+        let mut out = vec![0; plan.page_bytes(age, 0)];
+        let section = Section::Page { span, window_class: 0, age };
+        backend.export(&store, &sequence, section, &mut out);
+        out
+    };
+    let saved: Vec<_> = (0..3).map(export).collect();
+    // What is saved is what is read again.
+    let mut restored = backend.store(&plan, 1, 48);
+    for (span, bytes) in saved.iter().enumerate() {
+        let section = Section::Page { span, window_class: 0, age: Age::Tier(tier) };
+        backend.import(&mut restored, &sequence, section, bytes);
+    }
+    let mut q = append(&mut restored, &mut sequence, 1);
+    let mut out = from_host(backend, 1, &vec![f32::NAN; 2 * width]);
+    let attention = Attention { layer: 0, heads: 4, scale: 0.2, softcap: None, sinks: None };
+    let segment = Segment { rows: 0..1, sequence: &sequence };
+    backend.attention(&restored, &attention, &[segment], &mut q, &mut out);
+    SealedPages { bytes, saved, output: to_host(backend, &out, 2 * width) }
 }
 
 /// The ops on single rows against the scalar backend, at widths with and without a rest.

@@ -19,7 +19,7 @@ use crate::pool::Pool;
 use std::cell::RefCell;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
-use torque_backend::host::{Store, Tensor};
+use torque_backend::host::{self, Store, Tensor};
 use torque_backend::{Attention, Segment};
 use torque_kv::{LayerPlan, PageId, Side};
 use torque_quant::attend::Part;
@@ -328,9 +328,7 @@ struct Piece<'a> {
 /// Keys or values of a [`Piece`].
 #[derive(Clone, Copy)]
 struct Stored<'a> {
-    format: &'static FormatOps,
-    /// The page mean (f16) and the blocks.
-    bytes: &'a [u8],
+    head: host::Stored<'a>,
     mean_bytes: usize,
 }
 
@@ -384,9 +382,9 @@ impl Op<'_> {
         let (mut pieces, mut counts, mut skips) = (self.pieces(unit).peekable(), [0, 0], false);
         while let Some(piece) = pieces.next() {
             let next = pieces.peek().copied().or_else(|| self.pieces(next?).next());
-            let next = next.map_or(&[][..], |next| next.sides[0].bytes);
+            let next = next.map_or(&[][..], |next| next.sides[0].head.bytes);
             // Values that will not be read are not asked for: a page is probably as its neighbour.
-            let next = if skips { [next; 2] } else { [piece.sides[1].bytes, next] };
+            let next = if skips { [next; 2] } else { [piece.sides[1].head.bytes, next] };
             skips = self.piece(&piece, next, &positions, allowed, scratch, state, out);
             counts = [counts[0] + 1, counts[1] + u64::from(skips)];
         }
@@ -438,8 +436,8 @@ impl Op<'_> {
             let sides = Side::BOTH.map(|side| {
                 let part = self.store.part(*span, self.attention.layer, side);
                 let side = self.plan.side(side);
-                let bytes = part.head(side, unit.kv_head);
-                Stored { format: part.format, bytes, mean_bytes: side.mean_bytes(part.format) }
+                let head = part.head(side, unit.kv_head);
+                Stored { head, mean_bytes: side.mean_bytes(part.format) }
             });
             Piece { start: span.start, tokens: page, len: span.len, sides }
         });
@@ -448,8 +446,7 @@ impl Op<'_> {
             let tokens = page.min(sequence.tail_len() - from);
             let sides = Side::BOTH.map(|side| {
                 let tail = self.store.tail(sequence.slot, self.attention.layer, side);
-                let bytes = tail.rows(unit.kv_head, from, tokens);
-                Stored { format: tail.row_format(), bytes, mean_bytes: 0 }
+                Stored { head: tail.stored(unit.kv_head, from, tokens), mean_bytes: 0 }
             });
             Piece { start: sequence.tail_start() + from, tokens, len: tokens, sides }
         }))
@@ -457,10 +454,11 @@ impl Op<'_> {
 
     /// The kernels, the page mean and the blocks of a side of a piece.
     fn stored<'a>(&self, piece: &Piece<'a>, side: Side, next: &'a [u8]) -> (Kernels, &'a [u8], Part<'a>) {
-        let Stored { format, bytes, mean_bytes } = piece.sides[side as usize];
-        let (mean, bytes) = bytes.split_at(mean_bytes);
-        let part = Part { bytes, tokens: piece.tokens, head_dim: self.widths[side as usize], next };
-        ((format.kernels)(self.level), mean, part)
+        let Stored { head, mean_bytes } = piece.sides[side as usize];
+        let (mean, bytes) = head.bytes.split_at(mean_bytes);
+        let head_dim = self.widths[side as usize];
+        let part = Part { bytes, planes: head.planes, tokens: piece.tokens, head_dim, next };
+        ((head.format.kernels)(self.level), mean, part)
     }
 
     /// Adds a piece's keys and values to the running results of queries at `positions`. `next` is what is read after each. Says whether
@@ -534,8 +532,8 @@ impl Op<'_> {
                 }
             }
         }
-        let Stored { format, mean_bytes, .. } = piece.sides[1];
-        let allowed = allowed.filter(|_| mean_bytes > 0).map(|most| most * format.least_error());
+        let Stored { head, mean_bytes } = piece.sides[1];
+        let allowed = allowed.filter(|_| mean_bytes > 0).map(|most| most * head.format.least_error());
         let mut skips = allowed.is_some();
         let of_queries = scores.chunks_exact_mut(piece.tokens).zip(&mut *shifts).zip(&mut *state);
         for (((scores, shift), state), out) in of_queries.zip(out.chunks_exact_mut(v_width)) {

@@ -39,7 +39,7 @@ fn attention_agrees_in_other_shapes() {
     let policy = Policy { tail: 24, sink: 32, ..base.policy.clone() };
     suite::check_case(&backend, &AttentionCase { policy: policy.clone(), ..base.clone() }, TOLERANCE);
     // Older pages are sealed again, one of the sides from a format that is not rotated.
-    for (k, v) in [("turbo4", "q8_0"), ("f16", "turbo3")] {
+    for (k, v) in [("turbo4", "q8_0"), ("f16", "turbo3"), ("turbo4_nested", "turbo3_nested")] {
         let policy = Policy { k: k.into(), v: v.into(), ..policy.clone() }.with_decay("25,40,35").unwrap();
         suite::check_case(
             &backend,
@@ -131,6 +131,14 @@ fn full_sequences_forget_and_go_on() {
     for backend in backends() {
         suite::check_forgetting(&backend, TOLERANCE);
         suite::check_turned_keys(&backend, TOLERANCE);
+    }
+}
+
+#[test]
+fn nested_pages_are_narrowed_to_the_bit() {
+    suite::check_narrowed_pages(&Scalar);
+    for backend in backends() {
+        suite::check_narrowed_pages(&backend);
     }
 }
 

@@ -58,7 +58,10 @@ fn document(cells: &[Cell]) -> String {
              format with one scale a head. `turbo4_tcq`, `turbo3_tcq` and `turbo2_tcq` choose all codes of a head together, as a path \
              through a trellis (trellis coded quantisation, Marcellin and Fischer 1990; windows of a bit stream as states, \
              QTIP, Tseng et al. 2024): for the bits of turbo4, turbo3 and turbo2, a third less error. They follow \
-             [buun-llama-cpp](https://github.com/spiritbuun/buun-llama-cpp) by spiritbuun, with a codebook of their own.\n\n\
+             [buun-llama-cpp](https://github.com/spiritbuun/buun-llama-cpp) by spiritbuun, with a codebook of their own. \
+             `turbo4_nested`, `turbo3_nested` and `turbo2_nested` share one codebook, as descriptions that are refined step by step \
+             (successive refinement, Equitz and Cover 1991), within 1 % of the least error at each width: a block of fewer bits is the \
+             beginning of one of more, so that older pages shrink without being encoded again.\n\n\
              `torque formats` prints the first table; `torque formats verify FILE…` checks recorded vectors, so that other \
              implementations can be compared.\n\n\
              ## What a KV cache costs\n\n\

@@ -53,7 +53,7 @@ pub struct Engine {
 pub struct LayerKv {
     /// Ordinal among layers with KV.
     pub layer: usize,
-    /// Format of sealed keys; of those of older tokens, if the policy has tiers: `q8_0>turbo4>turbo3`.
+    /// Format of sealed keys; of those of older tokens, if the policy has tiers: `q8_0>turbo4_nested>turbo3_nested`.
     pub k: String,
     /// Format of sealed values, likewise; `in K` where values are channels of the keys and not stored.
     pub v: String,

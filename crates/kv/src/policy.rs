@@ -84,8 +84,9 @@ pub struct Tier {
 pub const DECAYS: &[(&str, [usize; 3])] =
     &[("conservative", [25, 40, 35]), ("balanced", [15, 35, 50]), ("aggressive", [5, 25, 70])];
 
-/// What tokens decay to, step by step.
-const LADDER: &[&str] = &["turbo4", "turbo3", "turbo2"];
+/// What tokens decay to first: the largest of these that is smaller. A nested format then decays to those that begin it, so that
+/// a page on its way is encoded at most once. What is a step from two bits gains nothing by that, and turbo2 has the smaller error.
+const LADDER: &[&str] = &["turbo4_nested", "turbo3_nested", "turbo2"];
 
 /// Formats for some layers that [`Policy::with_preset`] knows by name.
 pub struct Preset {
@@ -248,7 +249,8 @@ impl Policy {
     }
 
     /// Makes older tokens decay: `hot,warm,cold` in percent or a name of [`DECAYS`]. Warm ones are sealed in the next
-    /// smaller format of turbo4, turbo3 and turbo2 than the policy's, cold ones in the next.
+    /// smaller format than the policy's, cold ones in the next: of turbo4_nested, turbo3_nested and turbo2_nested, or in turbo2
+    /// where the policy's has three bits.
     pub fn with_decay(self, shares: &str) -> Result<Policy, PolicyError> {
         let bad = || {
             let known: Vec<_> = DECAYS.iter().map(|(name, _)| *name).collect();
@@ -351,9 +353,13 @@ fn kv_format(name: &str) -> Result<&'static FormatOps, PolicyError> {
     }
 }
 
-/// The largest format of [`LADDER`] that is smaller than a format; itself if none is.
+/// The largest format that begins a format, or else the largest of [`LADDER`] that is smaller; itself if none is.
 fn smaller(name: &str) -> Result<String, PolicyError> {
     let format = kv_format(name)?;
+    // The list goes from larger formats to smaller ones.
+    if let Some(planes) = torque_quant::FORMATS.iter().find(|other| other.begins(format)) {
+        return Ok(planes.name.into());
+    }
     let bits = |name: &str| kv_format(name).map(FormatOps::bits);
     for step in LADDER {
         if bits(step)? < format.bits() {
@@ -454,7 +460,7 @@ mod tests {
     fn older_tokens_decay_to_smaller_formats() {
         let decayed = |k, v, shares| Policy::uniform(k, v).with_decay(shares).unwrap();
         let policy = decayed("q8_0", "turbo3", "balanced");
-        assert_eq!(names(&policy, 1), ["q8_0 turbo4 turbo3 | turbo3 turbo2 turbo2"]);
+        assert_eq!(names(&policy, 1), ["q8_0 turbo4_nested turbo3_nested | turbo3 turbo2 turbo2"]);
         assert_eq!(policy.tiers.iter().map(|t| t.percent).collect::<Vec<_>>(), [35, 50]);
         assert_eq!(Policy::from_toml(&policy.to_string()).unwrap(), policy);
         assert_eq!(decayed("turbo4", "f16", "10, 20,70").tiers[1].percent, 70);
@@ -462,9 +468,22 @@ mod tests {
             let error = Policy::default().with_decay(shares).unwrap_err().to_string();
             assert!(error.contains("conservative, balanced, aggressive"), "{error}");
         }
+        // A nested format decays to its own planes, whatever it was before.
+        assert_eq!(
+            names(&decayed("f16", "turbo4", "balanced"), 1),
+            ["f16 turbo4_nested turbo3_nested | turbo4 turbo3_nested turbo2_nested"]
+        );
+        let nested = names(&decayed("turbo4_nested", "turbo3_nested", "balanced"), 1);
+        assert_eq!(
+            nested,
+            ["turbo4_nested turbo3_nested turbo2_nested | turbo3_nested turbo2_nested turbo2_nested"]
+        );
         // What a rule names stays as it is.
         let policy = policy.with_preset("boundary", true).unwrap();
-        assert_eq!(names(&policy, 5)[1..3], ["q8_0 | q8_0", "q8_0 turbo4 turbo3 | turbo3 turbo2 turbo2"]);
+        assert_eq!(
+            names(&policy, 5)[1..3],
+            ["q8_0 | q8_0", "q8_0 turbo4_nested turbo3_nested | turbo3 turbo2 turbo2"]
+        );
     }
 
     #[test]

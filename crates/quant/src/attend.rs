@@ -11,6 +11,7 @@
 pub mod whole;
 
 use crate::dot::{decoded, vectors};
+use crate::format::PLANES_MAX;
 use crate::gemm::{Matrix, outer_products};
 use crate::{Format, Rotation, rotate};
 use torque_simd::{Isa, LANES};
@@ -20,6 +21,8 @@ use torque_simd::{Isa, LANES};
 pub struct Part<'a> {
     /// Blocks of `tokens * head_dim` values.
     pub bytes: &'a [u8],
+    /// Their bit planes, where those lie apart: a nested format's, in tiles.
+    pub planes: [&'a [u8]; PLANES_MAX],
     /// Tokens.
     pub tokens: usize,
     /// Values of a token.
@@ -43,8 +46,9 @@ struct Chunks<'a> {
 
 impl<'a> Chunks<'a> {
     #[inline(always)]
-    fn new<F: Format>(Part { bytes, tokens, head_dim, next }: Part<'a>) -> Self {
+    fn new<F: Format>(Part { bytes, planes, tokens, head_dim, next }: Part<'a>) -> Self {
         const { assert!(F::GROUP == F::BLOCK, "a block of a cache has one scale") };
+        assert!(planes.iter().all(|plane| plane.is_empty()), "{}: blocks are whole", F::NAME);
         assert!(head_dim.is_multiple_of(LANES), "a head of {head_dim} values");
         let width = head_dim / LANES;
         if F::ROTATION == Rotation::Head {

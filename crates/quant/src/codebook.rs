@@ -6,6 +6,8 @@
 //! S. Lloyd, «Least squares quantization in PCM», 1957/1982; J. Max, «Quantizing for minimum
 //! distortion», 1960.
 
+pub mod nested;
+
 /// A codebook of N levels. Code i stands for `levels[i]`; a value belongs to the first cell whose upper
 /// threshold exceeds it, and to the last cell if none does (so does NaN).
 #[derive(Clone, Copy, Debug)]

@@ -64,6 +64,10 @@ pub trait Format: Send + Sync + 'static {
     /// How much longer than what was encoded the decoded block of [`Format::encode_rotated`] is, on average: formats whose
     /// scale does more than restore the length. Whoever encodes again what was decoded divides by it.
     const GAIN: f32 = 1.0;
+    /// Of nested formats, how many bit planes, the finest last, follow what is common to all of them. A block begins with
+    /// the block of the format that has one plane fewer: leaving out the last is all it takes to make one of the other.
+    /// Parts in tiles keep planes in buffers of their own.
+    const PLANES: Option<usize> = None;
     /// What the decoded values mean.
     const ROTATION: Rotation = Rotation::None;
     /// May hold weights.
@@ -126,10 +130,14 @@ pub(crate) const fn offset<F: Format, I: Isa>() -> i32 {
     if F::WIDE { I::BIAS as i32 } else { F::OFFSET as i32 }
 }
 
+/// The most [`Format::PLANES`].
+pub const PLANES_MAX: usize = 2;
+
 /// One block of each of sixteen rows: rows of weights, or the [tile](crate::attend::whole::tiled) of a head-sized format.
 #[derive(Clone, Copy, Debug)]
 pub struct Blocks<'a> {
     bytes: &'a [u8],
+    planes: [&'a [u8]; PLANES_MAX],
     row_bytes: usize,
     block_bytes: usize,
 }
@@ -137,10 +145,10 @@ pub struct Blocks<'a> {
 impl<'a> Blocks<'a> {
     /// The block of `block_bytes` that `bytes` begin with, and those every `row_bytes` behind it.
     pub fn new(bytes: &'a [u8], row_bytes: usize, block_bytes: usize) -> Blocks<'a> {
-        Blocks { bytes, row_bytes, block_bytes }
+        Blocks { bytes, planes: [&[]; PLANES_MAX], row_bytes, block_bytes }
     }
 
-    /// Bytes of a block.
+    /// Bytes of a block, without planes that lie elsewhere.
     pub fn block_bytes(self) -> usize {
         self.block_bytes
     }
@@ -151,9 +159,9 @@ impl<'a> Blocks<'a> {
         isa.load_rows(self.bytes, self.row_bytes, offset)
     }
 
-    /// The blocks of a tile.
-    pub fn tile(bytes: &'a [u8]) -> Blocks<'a> {
-        Blocks { bytes, row_bytes: 0, block_bytes: bytes.len() / LANES }
+    /// The blocks of a tile, and of nested formats their planes.
+    pub fn tile(bytes: &'a [u8], planes: [&'a [u8]; PLANES_MAX]) -> Blocks<'a> {
+        Blocks { bytes, planes, row_bytes: 0, block_bytes: bytes.len() / LANES }
     }
 
     /// Of a tile, the scales.
@@ -166,6 +174,12 @@ impl<'a> Blocks<'a> {
     #[inline(always)]
     pub fn tile_word<I: Isa>(self, isa: I, i: usize) -> I::N {
         isa.load_n(self.bytes[2 * LANES + 4 * LANES * i..].first_chunk().expect("a word of the block"))
+    }
+
+    /// Of a tile, bytes `4 i .. 4 i + 4` of a plane.
+    #[inline(always)]
+    pub fn plane_word<I: Isa>(self, isa: I, plane: usize, i: usize) -> I::N {
+        isa.load_n(self.planes[plane][4 * LANES * i..].first_chunk().expect("a word of the plane"))
     }
 }
 
@@ -196,6 +210,8 @@ pub struct FormatOps {
     pub coarse: bool,
     /// [`Format::GAIN`].
     pub gain: f32,
+    /// [`Format::PLANES`].
+    pub planes: Option<usize>,
     /// [`Format::WEIGHTS`].
     pub weights: bool,
     /// [`Format::KV`].
@@ -233,10 +249,13 @@ pub static FORMATS: &[FormatOps] = &[
     FormatOps::of::<Turbo8>(),
     FormatOps::of::<Turbo4>(),
     FormatOps::of::<Turbo4Tcq>(),
+    FormatOps::of::<Turbo4Nested>(),
     FormatOps::of::<Turbo3>(),
     FormatOps::of::<Turbo3Tcq>(),
+    FormatOps::of::<Turbo3Nested>(),
     FormatOps::of::<Turbo2>(),
     FormatOps::of::<Turbo2Tcq>(),
+    FormatOps::of::<Turbo2Nested>(),
 ];
 
 /// The format of that name or alias, in any case.
@@ -266,6 +285,7 @@ impl FormatOps {
             code_error: F::CODE_ERROR,
             coarse: F::COARSE,
             gain: F::GAIN,
+            planes: F::PLANES,
             weights: F::WEIGHTS,
             kv: F::KV,
             encode: F::encode,
@@ -337,6 +357,11 @@ impl FormatOps {
         // A half-precision scale, then a fixed number of bits a value.
         let group = rotate::group(head_dim);
         (group, 2 + (self.bytes - 2) * group / self.block)
+    }
+
+    /// Whether a block of this format is the beginning of the block of `finer` that holds the same values.
+    pub fn begins(&self, finer: &FormatOps) -> bool {
+        self.planes.zip(finer.planes).is_some_and(|(own, finer)| own < finer)
     }
 
     /// Whether it is f32, f16 or bf16: whole bytes for every value, no scales to share.

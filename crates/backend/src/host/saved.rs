@@ -16,7 +16,7 @@ impl Store {
                 for (layer, parts) in self.plan.layers.iter().zip(page) {
                     if layer.window_class == window_class {
                         let parts = parts.as_ref().expect("a sequence holds only pages that are there");
-                        parts.iter().for_each(|part| put(&part.bytes));
+                        parts.iter().flat_map(Part::buffers).for_each(&mut put);
                     }
                 }
             }
@@ -48,7 +48,7 @@ impl Store {
                         let sides = layer.sides.iter();
                         let part = sides.map(|side| {
                             let mut part = Part::new(side, side.page_format(age), self.plan.page);
-                            take(&mut part.bytes);
+                            part.buffers_mut().for_each(&mut take);
                             part
                         });
                         *parts = Some(part.collect());

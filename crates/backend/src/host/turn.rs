@@ -26,8 +26,7 @@ impl Store {
             let (side, tokens) = (self.plan.layers[place.1].side(Side::K), self.plan.page);
             let keys = &parts(place)[Side::K as usize];
             if let Some(angles) = angles[place.1] {
-                let of_page =
-                    new[Side::K as usize].seal(side, tokens, |head| (keys.format, keys.head(side, head)));
+                let of_page = new[Side::K as usize].seal(side, tokens, |head| keys.head(side, head));
                 jobs.extend(of_page.map(|job| SealJob { gain: keys.format.gain, turn: Some(angles), ..job }));
             }
         }

@@ -138,7 +138,10 @@ fn a_bias_forbids_and_forces_tokens() {
 fn policies_are_told() {
     let told = |flags: &str| output(&mut torque(&format!("run -v -n 1 -p hello {flags}")));
     let text = told("-ctk q8_0 -ctv turbo4 --kv-decay balanced --kv-preset boundary").stderr;
-    assert!(text.contains("layer 2-3: q8_0>turbo4>turbo3/turbo4>turbo3>turbo2"), "{text}");
+    assert!(
+        text.contains("layer 2-3: q8_0>turbo4_nested>turbo3_nested/turbo4>turbo3_nested>turbo2_nested"),
+        "{text}"
+    );
     assert!(text.contains("layer 0-1,4-5: q8_0") && text.contains("35 % and 50 %"), "{text}");
     for (flags, part) in [
         ("--kv-decay bold", "conservative, balanced, aggressive"),

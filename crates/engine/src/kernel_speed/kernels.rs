@@ -7,7 +7,7 @@ use torque_backend::suite::from_host;
 use torque_backend::{Backend, MatrixData};
 use torque_cpu::Cpu;
 use torque_quant::attend::Part;
-use torque_quant::attend::whole::{Codes, Split, tile, tiled};
+use torque_quant::attend::whole::{Codes, Split, plane_bytes, tile, tiled};
 use torque_quant::gemm::Matrix;
 use torque_quant::{FormatOps, SharedKernels};
 use torque_simd::Level;
@@ -94,11 +94,30 @@ pub(super) fn stream(format: &FormatOps, len: usize) -> Bytes {
     for (x, block) in x.chunks_exact(block).zip(unit.chunks_exact_mut(bytes)) {
         (format.encode_rotated)(x, block);
     }
-    let tokens = COLUMNS / HEAD_DIM;
-    if tiled(format.rotation, tokens, HEAD_DIM) {
-        tile(&unit.clone(), bytes, HEAD_DIM / block, &mut unit);
+    if tiled(format.rotation, TOKENS, HEAD_DIM) {
+        // A whole part: of a nested format the planes come after all of its tiles.
+        unit = unit.repeat(TOKENS * HEAD_DIM / COLUMNS);
+        let rows = unit.clone();
+        let plane = plane_bytes(TOKENS, HEAD_DIM);
+        let (tiles, planes) = unit.split_at_mut(rows.len() - planes_apart(format) * plane);
+        let mut planes: Vec<_> = planes.chunks_exact_mut(plane).collect();
+        tile(&rows, bytes, HEAD_DIM / block, tiles, &mut planes);
     }
     Bytes::from(unit.repeat(len / unit.len()))
+}
+
+/// Bit planes that lie apart in a part of a format in tiles.
+fn planes_apart(format: &FormatOps) -> usize {
+    if tiled(format.rotation, TOKENS, HEAD_DIM) { format.planes.unwrap_or(0) } else { 0 }
+}
+
+/// The bytes as a page's part of one head, the last so many planes, before which something else is read.
+fn part<'a>(bytes: &'a [u8], planes: usize, next: &'a [u8]) -> Part<'a> {
+    let plane = plane_bytes(TOKENS, HEAD_DIM);
+    let (bytes, apart) = bytes.split_at(bytes.len() - planes * plane);
+    let mut part = Part { bytes, tokens: TOKENS, head_dim: HEAD_DIM, next, ..Part::default() };
+    part.planes.iter_mut().zip(apart.chunks_exact(plane)).for_each(|(to, plane)| *to = plane);
+    part
 }
 
 impl Setting {
@@ -126,20 +145,20 @@ impl Setting {
         TOKENS * HEAD_DIM / block * bytes
     }
 
-    /// Work on parts of the KV cache.
-    fn parts(&self, kernel: &Kernel, mut run: impl FnMut(Part<'_>) + 'static) -> Work {
-        let part = self.part_bytes();
-        let mut pieces = self.pieces(kernel.from, part);
+    /// Work on parts of the KV cache, some of whose planes lie apart.
+    fn parts(&self, kernel: &Kernel, planes: usize, mut run: impl FnMut(Part<'_>) + 'static) -> Work {
+        let size = self.part_bytes();
+        let mut pieces = self.pieces(kernel.from, size);
         let mut following = pieces();
         let bytes = following.len();
         let run = Box::new(move || {
             let piece = std::mem::replace(&mut following, pieces());
-            let next = piece.chunks_exact(part).skip(1).chain([&following[..]]);
-            for (bytes, next) in piece.chunks_exact(part).zip(next) {
-                run(Part { bytes: black_box(bytes), tokens: TOKENS, head_dim: HEAD_DIM, next });
+            let next = piece.chunks_exact(size).skip(1).chain([&following[..]]);
+            for (bytes, next) in piece.chunks_exact(size).zip(next) {
+                run(part(black_box(bytes), planes, next));
             }
         });
-        Work { bytes, multiply_adds: bytes / part * TOKENS * HEAD_DIM * kernel.count, run }
+        Work { bytes, multiply_adds: bytes / size * TOKENS * HEAD_DIM * kernel.count, run }
     }
 }
 
@@ -167,9 +186,11 @@ fn scores(setting: &Setting, kernel: &Kernel) -> Work {
     let kernels = (setting.format.kernels)(setting.level);
     let scores = SharedKernels::of(setting.level).scores;
     let (mut codes, mut split) = (Codes::default(), Split::default());
-    setting.parts(kernel, move |part| match (kernels.unpack[0])(part, &mut codes) {
-        true => scores(&codes, &q, &mut split, black_box(&mut out)),
-        false => (kernels.scores)(part, &q, black_box(&mut out)),
+    setting.parts(kernel, planes_apart(setting.format), move |part| {
+        match (kernels.unpack[0])(part, &mut codes) {
+            true => scores(&codes, &q, &mut split, black_box(&mut out)),
+            false => (kernels.scores)(part, &q, black_box(&mut out)),
+        }
     })
 }
 
@@ -179,7 +200,7 @@ fn accumulate(setting: &Setting, kernel: &Kernel) -> Work {
     let kernels = (setting.format.kernels)(setting.level);
     let accumulate = SharedKernels::of(setting.level).accumulate;
     let (mut codes, mut room) = (Codes::default(), Split::default());
-    setting.parts(kernel, move |part| {
+    setting.parts(kernel, planes_apart(setting.format), move |part| {
         // Sums that grow from run to run would end in infinity.
         out.fill(0.0);
         match (kernels.unpack[1])(part, &mut codes) {
@@ -192,7 +213,7 @@ fn accumulate(setting: &Setting, kernel: &Kernel) -> Work {
 fn decode_tile(setting: &Setting, kernel: &Kernel) -> Work {
     let mut tile = vec![0.0; TOKENS * HEAD_DIM];
     let decode = (setting.format.kernels)(setting.level).decode_tile;
-    let work = setting.parts(kernel, move |part| decode(part, black_box(&mut tile)));
+    let work = setting.parts(kernel, 0, move |part| decode(part, black_box(&mut tile)));
     Work { multiply_adds: 0, ..work }
 }
 

@@ -57,33 +57,57 @@ fn whole_vectors(tokens: usize) -> bool {
 
 /// Whether a part of a format with that rotation lies in tiles: sixteen tokens' blocks of one rotation group, first their sixteen
 /// scales (f16), then their first four bytes, their next four and so on. So what is in the lanes of a vector is together in
-/// memory. Other parts, those of unusual heads among them, hold a token's blocks one after the other.
+/// memory. Bit planes of nested formats are left out there, and lie in buffers of their own in the same order. Other parts,
+/// those of unusual heads among them, hold a token's blocks one after the other.
 pub fn tiled(rotation: Rotation, tokens: usize, head_dim: usize) -> bool {
     rotation == Rotation::Head && matches!(rotate::group(head_dim), 64 | 128) && whole_vectors(tokens)
 }
 
-/// Copies a part of blocks of `block_bytes`, `blocks` a token, to tiles.
-pub fn tile(part: &[u8], block_bytes: usize, blocks: usize, tiles: &mut [u8]) {
-    for_tiles(part.len(), block_bytes, blocks, |block, tile, bytes| {
-        tiles[tile..][..bytes].copy_from_slice(&part[block..][..bytes]);
+/// Bytes of such a bit plane of a head.
+pub fn plane_bytes(tokens: usize, head_dim: usize) -> usize {
+    tokens * head_dim / 8
+}
+
+/// Copies a part of blocks of `block_bytes`, `blocks` a token, to tiles and planes.
+pub fn tile(part: &[u8], block_bytes: usize, blocks: usize, tiles: &mut [u8], planes: &mut [&mut [u8]]) {
+    for_tiles(part.len(), block_bytes, blocks, planes.len(), |block, plane, at, bytes| {
+        let to = plane.map_or(&mut *tiles, |plane| &mut *planes[plane]);
+        to[at..][..bytes].copy_from_slice(&part[block..][..bytes]);
     });
 }
 
 /// The inverse of [`tile`].
-pub fn untile(tiles: &[u8], block_bytes: usize, blocks: usize, part: &mut [u8]) {
-    for_tiles(part.len(), block_bytes, blocks, |block, tile, bytes| {
-        part[block..][..bytes].copy_from_slice(&tiles[tile..][..bytes]);
+pub fn untile(tiles: &[u8], planes: &[&[u8]], block_bytes: usize, blocks: usize, part: &mut [u8]) {
+    for_tiles(part.len(), block_bytes, blocks, planes.len(), |block, plane, at, bytes| {
+        let from = plane.map_or(tiles, |plane| planes[plane]);
+        part[block..][..bytes].copy_from_slice(&from[at..][..bytes]);
     });
 }
 
-/// Calls `copy` with where a run of bytes is in a part and in its tiles, and how many they are.
-fn for_tiles(len: usize, block_bytes: usize, blocks: usize, mut copy: impl FnMut(usize, usize, usize)) {
+/// Calls `copy` with where a run of bytes is in a part, in which plane if in one, where in its tiles or that plane, and how
+/// many they are.
+fn for_tiles(
+    len: usize,
+    block_bytes: usize,
+    blocks: usize,
+    planes: usize,
+    mut copy: impl FnMut(usize, Option<usize>, usize, usize),
+) {
+    let words = (block_bytes - 2) / 4;
+    // Two bits a value, and one for each plane.
+    let of_plane = words / (2 + planes);
+    let common = words - planes * of_plane;
     for i in 0..len / block_bytes {
         let (token, block, from) = (i / blocks, i % blocks, i * block_bytes);
-        let (tile, lane) = ((token / LANES * blocks + block) * LANES * block_bytes, token % LANES);
-        copy(from, tile + 2 * lane, 2);
-        for word in 0..(block_bytes - 2) / 4 {
-            copy(from + 2 + 4 * word, tile + 2 * LANES + 4 * (LANES * word + lane), 4);
+        let (tile, lane) = (token / LANES * blocks + block, token % LANES);
+        let scales = tile * LANES * (2 + 4 * common);
+        copy(from, None, scales + 2 * lane, 2);
+        for word in 0..common {
+            copy(from + 2 + 4 * word, None, scales + 2 * LANES + 4 * (LANES * word + lane), 4);
+        }
+        for word in 0..planes * of_plane {
+            let at = 4 * (LANES * (tile * of_plane + word % of_plane) + lane);
+            copy(from + 2 + 4 * (common + word), Some(word / of_plane), at, 4);
         }
     }
 }
@@ -93,7 +117,7 @@ fn for_tiles(len: usize, block_bytes: usize, blocks: usize, mut copy: impl FnMut
 /// unusual size; tokens come in sixteens; and weights times the scales of small blocks of values are too many.
 pub fn unpack<F: Format, I: Isa, const VALUES: bool>(
     isa: I,
-    Part { bytes: part, tokens, head_dim, next }: Part<'_>,
+    Part { bytes: part, planes, tokens, head_dim, next }: Part<'_>,
     out: &mut Codes,
 ) -> bool {
     const { assert!(!F::SHIFTED || F::ROTATION as u8 != Rotation::Head as u8, "values have no shifts") };
@@ -130,7 +154,13 @@ pub fn unpack<F: Format, I: Isa, const VALUES: bool>(
                 for b in 0..blocks {
                     let rows = match F::ROTATION {
                         Rotation::Head => {
-                            Blocks::tile(&part[LANES * b * block_bytes..][..LANES * block_bytes])
+                            let plane = plane_bytes(LANES, block);
+                            let at = (g * blocks + b) * plane;
+                            let mut of_tile = planes;
+                            for of_tile in of_tile.iter_mut().filter(|plane| !plane.is_empty()) {
+                                *of_tile = &of_tile[at..][..plane];
+                            }
+                            Blocks::tile(&part[LANES * b * block_bytes..][..LANES * block_bytes], of_tile)
                         }
                         _ => Blocks::new(&part[b * block_bytes..], token_bytes, block_bytes),
                     };

@@ -7,8 +7,8 @@ use torque_simd::{Scalar, dispatch};
 macro_rules! for_every_format {
     ($check:ident) => {
         for_every_format!($check: F32 F16 Bf16 Q8_0 Q5_0 Q5_1 Q4_0 Q4_1 Iq4Nl Iq4Xs Mxfp4
-            Q6K Q5K Q4K Q3K Q2K Tq4_1s Tq3_1s Turbo8 Turbo4 Turbo4Tcq Turbo3 Turbo3Tcq Turbo2
-            Turbo2Tcq)
+            Q6K Q5K Q4K Q3K Q2K Tq4_1s Tq3_1s Turbo8 Turbo4 Turbo4Tcq Turbo4Nested Turbo3 Turbo3Tcq Turbo3Nested
+            Turbo2 Turbo2Tcq Turbo2Nested)
     };
     ($check:ident: $($format:ident)*) => {{
         assert_eq!([$($format::NAME),*].as_slice(), FORMATS.iter().map(|f| f.name).collect::<Vec<_>>());

@@ -57,7 +57,7 @@ pub(crate) fn encode_128<const N: usize>(
 /// One scale restores the vector's length, a slightly larger one its product with itself. A quarter of the way between
 /// them, KL divergence is below that with the length alone by 2 % with turbo4, 4 % with turbo3 and 12 % with turbo2.
 #[inline(always)]
-fn encode_any<I: Isa, const N: usize>(
+pub(super) fn encode_any<I: Isa, const N: usize>(
     isa: I,
     book: &Codebook<N>,
     x: &[f32],
@@ -136,49 +136,73 @@ pub(super) fn values(block_bytes: usize, bits: usize) -> usize {
     (block_bytes - 2) * 8 / bits
 }
 
-fn put2(qs: &mut [u8], i: usize, code: u8) {
+pub(super) fn put2(qs: &mut [u8], i: usize, code: u8) {
     qs[i / 4] |= (code & 3) << (2 * (i % 4));
 }
 
-/// The low two bits of sixteen codes, as [`put2`] puts them.
-fn pack2(codes: [u8; 16]) -> [u8; 4] {
+/// Two bits of sixteen codes, from that one on, as [`put2`] puts them.
+#[inline(always)]
+pub(super) fn pack2(codes: [u8; 16], bit: u32) -> [u8; 4] {
     let (fours, _) = codes.as_chunks();
     // Fields at bits 0, 8, 16 and 24 meet at bits 24, 26, 28 and 30, where none of the others come.
     std::array::from_fn(|i| {
-        ((u32::from_le_bytes(fours[i]) & 0x0303_0303).wrapping_mul(0x0104_1040) >> 24) as u8
+        ((u32::from_le_bytes(fours[i]) >> bit & 0x0303_0303).wrapping_mul(0x0104_1040) >> 24) as u8
     })
 }
 
-fn get2(qs: &[u8], i: usize) -> u8 {
+pub(super) fn get2(qs: &[u8], i: usize) -> u8 {
     qs[i / 4] >> (2 * (i % 4)) & 3
+}
+
+/// One bit of sixteen codes: value j at bit j.
+#[inline(always)]
+pub(super) fn pack1(codes: [u8; 16], bit: u32) -> [u8; 2] {
+    let (eights, _) = codes.as_chunks();
+    // Bits of eight bytes: byte j's to bit 56 + j, where no other comes.
+    std::array::from_fn(|i| {
+        let bits = u64::from_le_bytes(eights[i]) >> bit & 0x0101_0101_0101_0101;
+        (bits.wrapping_mul(0x0102_0408_1020_4080) >> 56) as u8
+    })
+}
+
+/// Sixteen bits of a plane that begins at a byte: those of values `16 i .. 16 i + 16`.
+#[inline(always)]
+pub(super) fn bits1(block: &[u8], plane: usize, i: usize) -> u16 {
+    u16::from_le_bytes(*block[plane + 2 * i..].first_chunk().expect("sixteen values"))
 }
 
 /// Two-bit fields of values `16 i .. 16 i + 16`; higher bits are left in place.
 #[inline(always)]
-fn spread2<I: Isa>(isa: I, block: &[u8], i: usize) -> I::N {
+pub(super) fn spread2<I: Isa>(isa: I, block: &[u8], i: usize) -> I::N {
     isa.spread2(u32::from_le_bytes(*block[2 + 4 * i..].first_chunk().expect("sixteen values")))
 }
 
 /// Levels of a codebook as whole numbers of a unit: those, up to 127, that come nearest to all of them.
-struct ByteLevels {
+pub(super) struct ByteLevels {
     /// The levels, over and over.
-    levels: [f32; 16],
-    /// The largest level, in units.
-    top: f32,
+    pub levels: [f32; 16],
+    /// One unit.
+    pub unit: f32,
     /// The largest error of a level, relative to the largest level.
-    error: f32,
+    pub error: f32,
 }
 
-const fn byte_levels<const N: usize>(book: &Codebook<N>) -> ByteLevels {
-    let mut best = ByteLevels { levels: [0.0; 16], top: 0.0, error: 1.0 };
+/// Of a table of levels, some of which may repeat.
+pub(super) const fn byte_levels(lanes: [f32; 16]) -> ByteLevels {
+    let (mut largest, mut i) = (0.0, 0);
+    while i < 16 {
+        largest = lanes[i].max(largest);
+        i += 1;
+    }
+    let mut best = ByteLevels { levels: [0.0; 16], unit: 0.0, error: 1.0 };
     // In sixteenths: half of the range, because finer units do better anyway.
     let mut sixteenths = 64 * 16;
     while sixteenths <= 127 * 16 {
         let top = sixteenths as f32 / 16.0;
-        let mut found = ByteLevels { levels: [0.0; 16], top, error: 0.0 };
+        let mut found = ByteLevels { levels: [0.0; 16], unit: largest / top, error: 0.0 };
         let mut i = 0;
         while i < 16 {
-            let level = book.levels[i % N] / book.levels[N - 1] * top;
+            let level = lanes[i] / largest * top;
             let magnitude = (level.abs() + 0.5) as i8 as f32;
             found.levels[i] = if level < 0.0 { -magnitude } else { magnitude };
             let error = (level - found.levels[i]).abs() / top;
@@ -195,10 +219,50 @@ const fn byte_levels<const N: usize>(book: &Codebook<N>) -> ByteLevels {
     best
 }
 
-/// Scales of [`byte_levels`].
+/// Scales of [`byte_levels`], of such a unit.
 #[inline(always)]
-fn row_scales<I: Isa, const N: usize>(isa: I, book: &Codebook<N>, top: f32, blocks: Blocks<'_>) -> I::F {
-    isa.mul(blocks.tile_scales(isa), isa.splat(book.levels[N - 1] / top))
+fn row_scales<I: Isa>(isa: I, unit: f32, blocks: Blocks<'_>) -> I::F {
+    isa.mul(blocks.tile_scales(isa), isa.splat(unit))
+}
+
+/// Calls `put(g, levels)` for every 32 values of sixteen blocks of so many. The index of a level is a two-bit field of the
+/// tile and above it a bit of each plane, of which `plane(p, g)` has 32.
+#[inline(always)]
+pub(super) fn row_levels<I: Isa, const PLANES: usize>(
+    isa: I,
+    blocks: Blocks<'_>,
+    values: usize,
+    plane: impl Fn(usize, usize) -> I::N,
+    levels: &[u8; 16],
+    mut put: impl FnMut(usize, &[I::N]),
+) {
+    for run in 0..values / 32 {
+        let low = [blocks.tile_word(isa, 2 * run), blocks.tile_word(isa, 2 * run + 1)];
+        let mut bits = [low[0]; PLANES];
+        for p in 0..PLANES {
+            bits[p] = plane(p, run);
+        }
+        let mut codes = [low[0]; 8];
+        for half in 0..2 {
+            let mut nibbles = [low[0]; PLANES];
+            for p in 0..PLANES {
+                // Sixteen bits as four nibbles, one a byte, moved to where the bit of an index is.
+                let word = isa.and(isa.shr_by(bits[p], 16 * half as u32), isa.splat_n(0xffff));
+                let two = isa.and(isa.or(word, isa.shl::<8>(word)), isa.splat_n(0x00ff_00ff));
+                let four = isa.and(isa.or(two, isa.shl::<4>(two)), isa.splat_n(0x0f0f_0f0f));
+                nibbles[p] = isa.shl_by(four, 2 + p as u32);
+            }
+            for k in 0..4 {
+                let mut index = isa.and(isa.shr_by(low[half], 2 * k as u32), isa.splat_n(0x0303_0303));
+                for p in 0..PLANES {
+                    let bit = isa.splat_n(0x0404_0404 << p);
+                    index = isa.or(index, isa.and(isa.shr_by(nibbles[p], k as u32), bit));
+                }
+                codes[4 * half + k] = isa.lookup_bytes(levels, index);
+            }
+        }
+        put(run, &codes);
+    }
 }
 
 impl Format for Turbo2 {
@@ -214,7 +278,7 @@ impl Format for Turbo2 {
     const WIDE: bool = true;
     const PART: usize = 128;
     const STRIDED: bool = true;
-    const CODE_ERROR: f32 = byte_levels(&TURBO2).error;
+    const CODE_ERROR: f32 = byte_levels(TURBO2.lanes()).error;
     const GAIN: f32 = 1.0155;
     const COARSE: bool = true;
     const KV: bool = true;
@@ -232,7 +296,7 @@ impl Format for Turbo2 {
     #[inline(always)]
     fn encode_on<I: Isa>(isa: I, x: &[f32], block: &mut [u8]) {
         let (fields, _) = block[2..].as_chunks_mut();
-        let scale = encode_any(isa, &TURBO2, x, |i, codes| fields[i] = pack2(codes));
+        let scale = encode_any(isa, &TURBO2, x, |i, codes| fields[i] = pack2(codes, 0));
         write_f16(block, 0, scale);
     }
 
@@ -257,23 +321,15 @@ impl Format for Turbo2 {
 
     #[inline(always)]
     fn row_affines<I: Isa>(isa: I, blocks: Blocks<'_>, mut put: impl FnMut(usize, I::F, I::F)) {
-        let top = const { byte_levels(&TURBO2).top };
-        put(0, row_scales(isa, &TURBO2, top, blocks), isa.splat(0.0));
+        let unit = const { byte_levels(TURBO2.lanes()).unit };
+        put(0, row_scales(isa, unit, blocks), isa.splat(0.0));
     }
 
     #[inline(always)]
-    fn row_codes<I: Isa>(isa: I, blocks: Blocks<'_>, _: usize, mut put: impl FnMut(usize, &[I::N])) {
-        for run in 0..values(blocks.block_bytes(), 2) / 32 {
-            let low = [blocks.tile_word(isa, 2 * run), blocks.tile_word(isa, 2 * run + 1)];
-            let mut codes = [low[0]; 8];
-            for j in 0..8 {
-                let pair = isa.shr_by(low[j / 4], 2 * (j as u32 % 4));
-                let code = isa.and(pair, isa.splat_n(0x0303_0303));
-                codes[j] =
-                    isa.lookup_bytes(&const { level_bytes(byte_levels(&TURBO2).levels, I::BIAS) }, code);
-            }
-            put(run, &codes);
-        }
+    fn row_codes<I: Isa>(isa: I, blocks: Blocks<'_>, _: usize, put: impl FnMut(usize, &[I::N])) {
+        let levels = &const { level_bytes(byte_levels(TURBO2.lanes()).levels, I::BIAS) };
+        let none = |_, _| isa.splat_n(0);
+        row_levels::<I, 0>(isa, blocks, values(blocks.block_bytes(), 2), none, levels, put);
     }
 }
 
@@ -298,7 +354,7 @@ impl Format for Turbo3 {
     const WIDE: bool = true;
     const PART: usize = 128;
     const STRIDED: bool = true;
-    const CODE_ERROR: f32 = byte_levels(&TURBO3).error;
+    const CODE_ERROR: f32 = byte_levels(TURBO3.lanes()).error;
     const GAIN: f32 = 1.0044;
     const COARSE: bool = true;
     const KV: bool = true;
@@ -318,14 +374,7 @@ impl Format for Turbo3 {
         let (fields, bits) = block[2..].split_at_mut(x.len() / 4);
         let ((fields, _), (bits, _)) = (fields.as_chunks_mut(), bits.as_chunks_mut());
         let scale = encode_any(isa, &TURBO3, x, |i, codes| {
-            fields[i] = pack2(codes);
-            // Bit 2 of eight bytes: byte j's to bit 56 + j, where no other comes.
-            let high = |codes: [u8; 8]| {
-                let bits = u64::from_le_bytes(codes) >> 2 & 0x0101_0101_0101_0101;
-                (bits.wrapping_mul(0x0102_0408_1020_4080) >> 56) as u8
-            };
-            let (eights, _) = codes.as_chunks();
-            bits[i] = [high(eights[0]), high(eights[1])];
+            (fields[i], bits[i]) = (pack2(codes, 0), pack1(codes, 2));
         });
         write_f16(block, 0, scale);
     }
@@ -347,40 +396,29 @@ impl Format for Turbo3 {
     #[inline(always)]
     fn codes<I: Isa>(isa: I, block: &[u8], i: usize) -> I::F {
         const LEVELS: [f32; 16] = TURBO3.lanes();
-        let at = 2 + values(block.len(), 3) / 4 + 2 * i;
-        let high = u16::from_le_bytes([block[at], block[at + 1]]);
+        let high = bits1(block, 2 + values(block.len(), 3) / 4, i);
         isa.lookup8_split(isa.load(&LEVELS), spread2(isa, block, i), high)
     }
 
     #[inline(always)]
     fn row_affines<I: Isa>(isa: I, blocks: Blocks<'_>, mut put: impl FnMut(usize, I::F, I::F)) {
-        let top = const { byte_levels(&TURBO3).top };
-        put(0, row_scales(isa, &TURBO3, top, blocks), isa.splat(0.0));
+        let unit = const { byte_levels(TURBO3.lanes()).unit };
+        put(0, row_scales(isa, unit, blocks), isa.splat(0.0));
     }
 
     #[inline(always)]
-    fn row_codes<I: Isa>(isa: I, blocks: Blocks<'_>, _: usize, mut put: impl FnMut(usize, &[I::N])) {
+    fn row_codes<I: Isa>(isa: I, blocks: Blocks<'_>, _: usize, put: impl FnMut(usize, &[I::N])) {
+        let levels = &const { level_bytes(byte_levels(TURBO3.lanes()).levels, I::BIAS) };
         let group = values(blocks.block_bytes(), 3);
-        for run in 0..group / 32 {
-            let low = [blocks.tile_word(isa, 2 * run), blocks.tile_word(isa, 2 * run + 1)];
-            let bits = blocks.tile_word(isa, group / 16 + run);
-            let mut codes = [bits; 8];
-            for half in 0..2 {
-                // Sixteen bits as four nibbles, one a byte, moved to where the third bit of a code is.
-                let word = isa.and(isa.shr_by(bits, 16 * half as u32), isa.splat_n(0xffff));
-                let two = isa.and(isa.or(word, isa.shl::<8>(word)), isa.splat_n(0x00ff_00ff));
-                let four = isa.and(isa.or(two, isa.shl::<4>(two)), isa.splat_n(0x0f0f_0f0f));
-                let four = isa.shl::<2>(four);
-                for k in 0..4 {
-                    let pair = isa.and(isa.shr_by(low[half], 2 * k as u32), isa.splat_n(0x0303_0303));
-                    let third = isa.and(isa.shr_by(four, k as u32), isa.splat_n(0x0404_0404));
-                    let code = isa.or(pair, third);
-                    codes[4 * half + k] =
-                        isa.lookup_bytes(&const { level_bytes(byte_levels(&TURBO3).levels, I::BIAS) }, code);
-                }
-            }
-            put(run, &codes);
-        }
+        row_levels::<I, 1>(
+            isa,
+            blocks,
+            group,
+            #[inline(always)]
+            |_, run| blocks.tile_word(isa, group / 16 + run),
+            levels,
+            put,
+        );
     }
 }
 
@@ -402,7 +440,7 @@ impl Format for Turbo4 {
     const WEIGHTS: bool = false;
     const WIDE: bool = true;
     const PART: usize = 128;
-    const CODE_ERROR: f32 = byte_levels(&TURBO4).error;
+    const CODE_ERROR: f32 = byte_levels(TURBO4.lanes()).error;
     const GAIN: f32 = 1.0012;
     const COARSE: bool = true;
     const KV: bool = true;
@@ -451,8 +489,8 @@ impl Format for Turbo4 {
 
     #[inline(always)]
     fn row_affines<I: Isa>(isa: I, blocks: Blocks<'_>, mut put: impl FnMut(usize, I::F, I::F)) {
-        let top = const { byte_levels(&TURBO4).top };
-        put(0, row_scales(isa, &TURBO4, top, blocks), isa.splat(0.0));
+        let unit = const { byte_levels(TURBO4.lanes()).unit };
+        put(0, row_scales(isa, unit, blocks), isa.splat(0.0));
     }
 
     #[inline(always)]
@@ -466,8 +504,10 @@ impl Format for Turbo4 {
             let packed = nibbles(isa, words);
             let mut codes = packed;
             for (j, from) in [0, 1, 4, 5, 2, 3, 6, 7].into_iter().enumerate() {
-                codes[j] = isa
-                    .lookup_bytes(&const { level_bytes(byte_levels(&TURBO4).levels, I::BIAS) }, packed[from]);
+                codes[j] = isa.lookup_bytes(
+                    &const { level_bytes(byte_levels(TURBO4.lanes()).levels, I::BIAS) },
+                    packed[from],
+                );
             }
             put(run, &codes);
         }

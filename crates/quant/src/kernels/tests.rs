@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::attend::Part;
-use crate::attend::whole::{Codes, Split, tile, tiled, untile};
+use crate::attend::whole::{Codes, Split, plane_bytes, tile, tiled, untile};
 use crate::rotate::{self, Pcg64};
 use crate::{FORMATS, FormatOps, Rotation};
 
@@ -107,7 +107,7 @@ fn encoded_part(format: &FormatOps, seed: u32, tokens: usize, head_dim: usize) -
 
 /// The bytes as a part after which it is read again.
 fn part(bytes: &[u8], tokens: usize, head_dim: usize) -> Part<'_> {
-    Part { bytes, tokens, head_dim, next: bytes }
+    Part { bytes, tokens, head_dim, next: bytes, ..Part::default() }
 }
 
 /// Rows become columns.
@@ -173,13 +173,20 @@ fn queries_attend_to_a_part_in_whole_numbers() {
             sizes.into_iter().chain([(128, 128), (256, 48), (64, 40), (128, 512), (32, 1024)])
         {
             let (mut bytes, decoded) = encoded_part(format, 4, tokens, head_dim);
+            let mut planes: Vec<Vec<u8>> = Vec::new();
             if tiled(format.rotation, tokens, head_dim) {
                 let (block, block_bytes) = format.head_block(head_dim);
                 let (rows, mut back) = (bytes.clone(), vec![0; bytes.len()]);
-                tile(&rows, block_bytes, head_dim / block, &mut bytes);
-                untile(&bytes, block_bytes, head_dim / block, &mut back);
+                planes.resize(format.planes.unwrap_or(0), vec![0; plane_bytes(tokens, head_dim)]);
+                bytes.truncate(bytes.len() - planes.concat().len());
+                let mut apart: Vec<_> = planes.iter_mut().map(Vec::as_mut_slice).collect();
+                tile(&rows, block_bytes, head_dim / block, &mut bytes, &mut apart);
+                let apart: Vec<_> = planes.iter().map(Vec::as_slice).collect();
+                untile(&bytes, &apart, block_bytes, head_dim / block, &mut back);
                 assert!(bytes != rows && back == rows, "{} {head_dim}", format.name);
             }
+            let mut part = part(&bytes, tokens, head_dim);
+            part.planes.iter_mut().zip(&planes).for_each(|(plane, bytes)| *plane = bytes);
             for queries in if tokens > 100 { vec![1, 2, 40] } else { vec![1, 2, 3, 4, 5, 9] } {
                 // One large query and weight among small ones.
                 let (mut q, mut weights) = (noise(5, queries * head_dim), noise(6, queries * tokens));
@@ -190,14 +197,14 @@ fn queries_attend_to_a_part_in_whole_numbers() {
                     let (kernels, products) = ((format.kernels)(level), SharedKernels::of(level));
                     let mut codes = Codes::default();
                     let mut results = Vec::new();
-                    if (kernels.unpack[0])(part(&bytes, tokens, head_dim), &mut codes) {
+                    if (kernels.unpack[0])(part, &mut codes) {
                         let mut scores = vec![f32::NAN; queries * tokens];
                         (products.scores)(&codes, &q, &mut Split::default(), &mut scores);
                         check_within(format, &what, &scores, &q, &decoded, head_dim);
                         results.push(bits(&scores));
                         unpacked[0] = true;
                     }
-                    if (kernels.unpack[1])(part(&bytes, tokens, head_dim), &mut codes) {
+                    if (kernels.unpack[1])(part, &mut codes) {
                         let mut out = vec![0.0; queries * head_dim];
                         (products.accumulate)(&codes, &weights, &mut Split::default(), &mut out);
                         check_within(format, &what, &out, &weights, &transposed(&decoded, head_dim), tokens);
@@ -291,7 +298,7 @@ fn kernels_are_inlined() {
         let plain = dispatch!(level, |isa| fastest(|| {
             std::hint::black_box(plain_sum(isa, x[..cols].as_chunks().0, rows * tokens));
         }));
-        let timed = ["f32", "f16", "q8_0", "q4_0", "turbo3"];
+        let timed = ["f32", "f16", "q8_0", "q4_0", "turbo3", "turbo4_nested"];
         for format in FORMATS.iter().filter(|f| f.rounds_activations() || timed.contains(&f.name)) {
             let (name, kernels) = (format.name, (format.kernels)(level));
             let mut times = Vec::new();
@@ -335,6 +342,10 @@ fn kernels_are_inlined() {
                     "accumulate",
                     fastest(|| (kernels.accumulate)(part(&bytes, 256, 128), &scores, &mut out)),
                 ));
+                if format.rotation == Rotation::Head {
+                    let mut blocks = vec![0; x.len() / 128 * format.bytes];
+                    times.push(("encode", fastest(|| (kernels.encode)(&x, 128, &mut blocks))));
+                }
             }
             for (kernel, time) in times {
                 let factor = time / plain;
