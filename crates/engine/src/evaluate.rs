@@ -13,7 +13,7 @@ pub use cache::{CacheCell, CacheReport, PositionReport, cache};
 pub use chunks::Chunks;
 pub use layers::{LayerReport, LayerSide, layer_sides};
 pub use needle::{Answer, Needle, Retrieval, needle};
-pub use tune::{Choice, Tuner};
+pub use tune::{Choice, PROBE, Tuner};
 
 use crate::engine::Engine;
 use crate::error::Error;

@@ -23,6 +23,6 @@ pub use machine::{available_memory, cpu_name, peak_memory};
 pub use saved::{Fault, check_target};
 pub use session::{Session, SessionOptions};
 pub use torque_cpu::physical_cores;
-pub use torque_kv::{KvLayer, LayerRule, Overflow, Plan, Policy, PolicyError, Side};
+pub use torque_kv::{KvLayer, LayerRule, Overflow, PRESETS, Plan, Policy, PolicyError, Side};
 pub use torque_model::{ARCHS, Config};
 pub use {torque_gguf as gguf, torque_quant as quant, torque_tokenizer as tokenizer};

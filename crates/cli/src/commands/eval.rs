@@ -1,12 +1,12 @@
 //! `torque eval`: how good the numbers are.
 
 mod all;
-mod findings;
+pub(super) mod findings;
 mod journal;
 mod kld;
 mod layers;
 mod needle;
-mod page;
+pub(super) mod page;
 mod perplexity;
 mod plot;
 mod reference;

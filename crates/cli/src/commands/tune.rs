@@ -1,7 +1,10 @@
 //! `torque tune`: the KV cache a model wants.
 
+use super::eval::findings::{Findings, Text};
+use super::eval::page;
 use crate::flags::{DeviceFlags, ModelFlags, PageFlags, kv_formats, positive, tuned_file};
 use crate::progress::watch;
+use crate::report::pair;
 use crate::table::Table;
 use crate::text::{self, significant, thousands};
 use crate::{interrupt, model, note};
@@ -9,11 +12,11 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use serde_json::json;
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use torque_engine::evaluate::{self, CacheCell, CacheReport, Choice, Chunks, Tuner};
+use torque_engine::evaluate::{self, CacheCell, CacheReport, Choice, Chunks, LayerReport, PROBE, Tuner};
 use torque_engine::tokenizer::Encode;
-use torque_engine::{Engine, Policy};
+use torque_engine::{Engine, PRESETS, Policy};
 
 /// Find the KV cache that costs a model least, and write it beside the model
 ///
@@ -40,12 +43,12 @@ pub struct Tune {
     max_kld: Option<f64>,
     /// What there is to choose from, beside f16
     #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = kv_formats(), hide_possible_values = true)]
-    #[arg(default_value = "q8_0,turbo4,turbo3_tcq,turbo3,turbo2_tcq,turbo2")]
+    #[arg(default_value = "q8_0,turbo4_tcq,turbo4,turbo3_tcq,turbo3,turbo2_tcq,turbo2")]
     formats: Vec<String>,
     /// The text; `-` is stdin [default: the manual inside this program]
     #[arg(short, long, value_name = "FILE")]
     file: Option<PathBuf>,
-    /// Chunks of the text to tune on; as many others are to compare
+    /// Chunks of the text to tune on, every second one; those between are to compare
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = positive)]
     chunks: usize,
     /// Tokens in a chunk
@@ -57,6 +60,9 @@ pub struct Tune {
     /// Print JSON
     #[arg(long)]
     json: bool,
+    /// Write a page with the comparison and the layers as plots; or, as FILE.svg, the plot of the comparison alone
+    #[arg(long, value_name = "FILE.html")]
+    report: Option<PathBuf>,
     #[command(flatten)]
     device: DeviceFlags,
     #[command(flatten)]
@@ -68,6 +74,7 @@ Examples:
   torque tune model.gguf                              the best cache of the size of turbo4/turbo3
   torque tune model.gguf --max-kld 0.001              the smallest cache that good
   torque tune model.gguf -c 131072 --memory 8GiB      the best cache that fits
+  torque tune model.gguf --report tuned.html          … and plots of what was found
   torque run -m model.gguf --kv auto -f long.txt      … and its use";
 
 /// What is read where no text is given.
@@ -84,22 +91,29 @@ const FIXED: &[[&str; 2]] = &[
     ["q8_0", "turbo4"],
     ["q8_0", "turbo3"],
     ["turbo4", "turbo4"],
+    ["turbo4_tcq", "turbo4_tcq"],
     ["turbo4", "turbo3"],
-    ["turbo4", "turbo3_tcq"],
+    ["turbo4_tcq", "turbo3_tcq"],
     ["turbo3", "turbo3"],
     ["turbo3_tcq", "turbo3_tcq"],
-    ["turbo4", "turbo2"],
     ["turbo3", "turbo2"],
     ["turbo3_tcq", "turbo2_tcq"],
     ["turbo2", "turbo2"],
     ["turbo2_tcq", "turbo2_tcq"],
 ];
 
+/// Where presets of `--kv-preset`, with which it is compared too, say nothing.
+const UNDER_PRESETS: &str = "turbo3";
+
 /// The size that is aimed at where nothing is said.
 const USUAL: [&str; 2] = ["turbo4", "turbo3"];
 
 /// What is found: the frontier, the policy that was chosen, and how others compare.
 struct Found {
+    /// How the others were compared.
+    text: Text,
+    /// What every layer and side costs alone.
+    layers: Vec<LayerReport>,
     frontier: Vec<Choice>,
     chosen: Choice,
     /// On text that it was not tuned on.
@@ -119,6 +133,7 @@ impl Tune {
         {
             bail!("cannot write `{}`: there is no folder `{}`", path.display(), folder.display());
         }
+        self.report.as_deref().map_or(Ok(()), page::check)?;
         let text = match &self.file {
             Some(path) => text::read(path)?,
             None => MANUAL.into(),
@@ -152,6 +167,10 @@ impl Tune {
         } else {
             write!(anstream::stdout(), "{}", self.tables(&engine, &found)?)?;
         }
+        if let Some(path) = &self.report {
+            page::write(path, &found.findings(&engine))?;
+            note!("report written to {}", path.display());
+        }
         note!("written to {}; use it with --kv auto", path.display());
         Ok(ExitCode::SUCCESS)
     }
@@ -164,12 +183,15 @@ impl Tune {
     fn find(&self, engine: &Engine, text: &str) -> Result<Option<Found>> {
         let base = self.pages.over(Policy::default());
         let tokens = engine.tokenizer().encode(text, Encode { add_special: true, parse_special: false });
-        // One half to tune on, one to compare.
-        let chunks = self.chunks.min(tokens.len() / self.chunk_size / 2).max(1);
-        let (tuned_on, others) = tokens.split_at((chunks * self.chunk_size).min(tokens.len()));
-        let cut = |tokens| Chunks::new(engine, tokens, self.chunk_size, Some(chunks), None);
+        // To tune on and to compare, by turns: a text may change its subject.
+        let of = |parity| -> Vec<u32> {
+            tokens.chunks(self.chunk_size).skip(parity).step_by(2).flatten().copied().collect()
+        };
+        let halves = [of(0), of(1)];
+        let cut = |tokens| Chunks::new(engine, tokens, self.chunk_size, Some(self.chunks), None);
         let context = || format!("the text has {} tokens; see --chunk-size", tokens.len());
-        let (tuned_on, others) = (cut(tuned_on).with_context(context)?, cut(others).with_context(context)?);
+        let (tuned_on, others) =
+            (cut(&halves[0]).with_context(context)?, cut(&halves[1]).with_context(context)?);
         let batch = base.page.min(self.chunk_size);
 
         let tuner = Tuner::new(engine, &base, &self.formats)?;
@@ -181,16 +203,15 @@ impl Tune {
             return Ok(None);
         };
         let frontier = tuner.frontier(engine, &tuned_on, batch, &cells)?;
+        let layers = tuner.layers(engine, &tuned_on, batch, &cells)?;
         let size = |policy: &Policy| engine.plan(policy).map(|plan| plan.bytes_per_token());
         let no_larger = |bytes: f64| frontier.iter().find(|choice| choice.bytes_per_token <= bytes + 0.5);
 
         // The fixed policies, and what stands against each.
         let mut pairs = Vec::new();
-        let is_known = |names: &&[&str; 2]| names.iter().all(|name| self.formats.iter().any(|f| f == name));
-        for [k, v] in FIXED.iter().filter(is_known) {
-            let fixed = Policy { k: (*k).into(), v: (*v).into(), ..base.clone() };
+        for (name, fixed) in self.fixed(engine, &base)? {
             if let Some(tuned) = no_larger(size(&fixed)?) {
-                pairs.push((format!("{k}/{v}"), fixed, tuned));
+                pairs.push((name, fixed, tuned));
             }
         }
         let chosen = match (self.max_kld, self.bytes_per_token, self.memory.zip(self.ctx_size)) {
@@ -231,7 +252,30 @@ impl Tune {
             .map(|(name, fixed, tuned)| Ok([report(name, fixed)?, report("tuned", &tuned.policy)?]))
             .collect::<Result<_, torque_engine::Error>>();
         let (report, chosen) = (report("tuned", &chosen.policy)?, chosen.clone());
-        Ok(Some(Found { pairs: compared?, report, chosen, frontier }))
+        let name = self.file.as_deref().unwrap_or(Path::new("the manual"));
+        let text = Text::new(name, &others, batch);
+        Ok(Some(Found { text, layers, pairs: compared?, report, chosen, frontier }))
+    }
+
+    /// The fixed policies of the formats that were asked for, those that are the same for this model once.
+    fn fixed(&self, engine: &Engine, base: &Policy) -> Result<Vec<(String, Policy)>> {
+        let uniform = |[k, v]: [&str; 2]| Policy { k: k.into(), v: v.into(), ..base.clone() };
+        let mut named: Vec<_> = FIXED.iter().map(|of| (pair(of[0], of[1]), uniform(*of))).collect();
+        for preset in PRESETS {
+            let policy = uniform([UNDER_PRESETS; 2]).with_preset(preset.name, false)?;
+            named.push((format!("{}+{}", pair(&policy.k, &policy.v), preset.name), policy));
+        }
+        let (mut fixed, mut seen) = (Vec::new(), Vec::new());
+        for (name, policy) in named {
+            let plan = engine.plan(&policy)?;
+            let formats: Vec<&str> =
+                plan.layers.iter().flat_map(|layer| &layer.sides).map(|side| side.formats[0].name).collect();
+            if formats.iter().all(|name| self.formats.iter().any(|f| f == name)) && !seen.contains(&formats) {
+                seen.push(formats);
+                fixed.push((name, policy));
+            }
+        }
+        Ok(fixed)
     }
 
     fn tables(&self, engine: &Engine, found: &Found) -> Result<String> {
@@ -255,7 +299,8 @@ impl Tune {
                 significant(a),
                 thousands(tuned.bytes_per_token.round() as u64),
                 significant(b),
-                format!("{:.2}", b / a),
+                // A fixed policy may be the best of its size itself.
+                if a == b { "same".into() } else { significant(b / a) },
             ]);
         }
         let report = &found.report;
@@ -270,6 +315,23 @@ impl Tune {
             significant(report.divergence.kld_mean_error),
             100.0 * report.divergence.top1_agreement,
         ))
+    }
+}
+
+impl Found {
+    /// For a report.
+    fn findings(self, engine: &Engine) -> Findings {
+        let (mut kld, mut tuned): (Vec<_>, Vec<_>) = self.pairs.into_iter().map(Into::into).unzip();
+        tuned.push(self.report.clone());
+        kld.insert(0, self.report);
+        Findings {
+            text: Some(self.text),
+            kld,
+            tuned,
+            layers: self.layers,
+            layers_of: PROBE.into(),
+            ..Findings::new(engine)
+        }
     }
 }
 

@@ -21,7 +21,8 @@ fn a_tuned_cache_beats_fixed_ones_and_is_used() {
     let model = model(folder.path());
     let quick =
         "--chunks 1 --chunk-size 512 --kv-sink 0 --kv-tail 0 --formats q8_0,turbo4,turbo3,turbo2 --json";
-    let found = json(&mut tune(&model, quick));
+    let report = folder.path().join("tuned.html");
+    let found = json(tune(&model, quick).arg("--report").arg(&report));
     let number = |value: &serde_json::Value| value.as_f64().unwrap();
     // No larger than turbo4/turbo3, and of many sizes none costs more than a larger one.
     assert!(number(&found["bytes_per_token"]) <= 1440.5 && number(&found["bytes_per_token"]) > 1000.0);
@@ -39,6 +40,14 @@ fn a_tuned_cache_beats_fixed_ones_and_is_used() {
         let allowed = 1.1 * number(&fixed["kld_mean"]) + 3.0 * number(&fixed["kld_mean_error"]);
         assert!(number(&tuned["kld_mean"]) <= allowed, "{pair}");
     }
+    // Fixed policies are those of these formats, presets among them, each once.
+    let names: Vec<&str> = compared.iter().map(|pair| pair["fixed"]["name"].as_str().unwrap()).collect();
+    assert!(names.contains(&"turbo4/turbo3") && names.contains(&"turbo3/turbo3+boundary"), "{names:?}");
+    assert!(!names.iter().any(|name| name.contains("tcq") || name.contains("uniform")), "{names:?}");
+    let page = std::fs::read_to_string(report).unwrap();
+    assert!(page.contains("tuned policies") && page.contains("turbo3/turbo3+boundary"), "{page}");
+    assert!(page.contains("layer 5 v, turbo3: KLD"), "{page}");
+
     let better =
         compared.iter().filter(|p| number(&p["tuned"]["kld_mean"]) < number(&p["fixed"]["kld_mean"]));
     assert!(better.count() * 2 > compared.len(), "{compared:?}");
@@ -68,6 +77,7 @@ fn what_cannot_be_tuned_is_told() {
         ("--chunk-size 100000", "see --chunk-size"),
         ("--formats q4_k", "q4_k"),
         ("-o /no/such/folder/x.toml", "/no/such/folder"),
+        ("--report /no/such/folder/x.html", "--report"),
     ] {
         let told = output(tune(&model, quick).args(flags.split_whitespace()));
         assert!(told.status != 0 && told.stderr.contains(part), "{flags}: {}", told.stderr);

@@ -1,10 +1,9 @@
 //! Which format each layer and side of a KV cache is worth: the policies that cost least at their size.
 //!
 //! A side's share in the divergence is measured with that side alone in a probing format, and what a format costs with all
-//! keys, or all values, in it. Divergences of sides add up, so that the best policy at every size follows from both: from
-//! f16 on, always the step that saves most bytes for the divergence it adds.
+//! keys, or all values, in it. Divergences of sides add up, so that the best policy of every size follows from both, side by side.
 
-use super::{CacheCell, CacheReport, Chunks, LayerSide, layer_sides};
+use super::{CacheCell, CacheReport, Chunks, LayerReport, LayerSide, layer_sides};
 use crate::engine::Engine;
 use crate::error::Error;
 use serde::Serialize;
@@ -12,7 +11,14 @@ use std::collections::BTreeMap;
 use torque_kv::{LayerRule, Plan, Policy, Side};
 
 /// What the share of a layer is measured in.
-const PROBE: &str = "turbo3";
+pub const PROBE: &str = "turbo3";
+
+/// A policy whose layers differ must promise so much less divergence than one of the same formats everywhere: measurements of a
+/// few thousand tokens err by several percent, and shares are taken from one format for all.
+const GAIN: f64 = 0.1;
+
+/// How many sizes are told apart, if there are more: the policies of deep models are countless.
+const SIZES: f64 = 1024.0;
 
 /// What is known of a model before it is tuned: which policies to measure.
 pub struct Tuner {
@@ -35,12 +41,20 @@ pub struct Choice {
     pub kld: f64,
 }
 
-/// A side of a layer in some format.
-#[derive(Clone, Debug)]
+/// Some sides, one after the other, each in a format.
+#[derive(Clone, Debug, Default)]
 struct Stored {
-    format: String,
+    formats: Vec<&'static str>,
     bytes: f64,
     kld: f64,
+}
+
+impl Stored {
+    /// One side more.
+    fn and(&self, next: &Stored) -> Stored {
+        let formats = [&self.formats[..], &next.formats[..]].concat();
+        Stored { formats, bytes: self.bytes + next.bytes, kld: self.kld + next.kld }
+    }
 }
 
 impl Tuner {
@@ -70,7 +84,22 @@ impl Tuner {
         self.sides.iter().map(|side| side.policy.clone()).chain(whole).collect()
     }
 
-    /// The policies that cost least at their size, largest first: f16 everywhere is the first.
+    /// What every layer and side costs alone, of what was measured.
+    pub fn layers(
+        &self,
+        engine: &Engine,
+        chunks: &Chunks,
+        batch: usize,
+        cells: &[CacheCell],
+    ) -> Result<Vec<LayerReport>, Error> {
+        let report = |side: &LayerSide| {
+            let report = CacheReport::new(engine, chunks, batch, side.format, &side.policy, cells)?;
+            Ok(LayerReport::new(side, report))
+        };
+        self.sides.iter().map(report).collect()
+    }
+
+    /// The policies that nothing smaller or as large beats, largest first, of what was measured.
     pub fn frontier(
         &self,
         engine: &Engine,
@@ -79,11 +108,11 @@ impl Tuner {
         cells: &[CacheCell],
     ) -> Result<Vec<Choice>, Error> {
         let measured = |policy: &Policy| {
-            CacheReport::new(engine, chunks, batch, "", policy, cells).map(|r| r.divergence.kld_mean)
+            CacheReport::new(engine, chunks, batch, "", policy, cells).map(|r| r.divergence.kld_mean.max(0.0))
         };
         let mut alone = Vec::new();
         for side in &self.sides {
-            alone.push(measured(&side.policy)?.max(0.0));
+            alone.push(measured(&side.policy)?);
         }
         let total = |side: Side| -> f64 {
             self.sides.iter().zip(&alone).filter(|(s, _)| s.side == side).map(|(_, kld)| kld).sum()
@@ -95,69 +124,79 @@ impl Tuner {
                 whole[side as usize].push(measured(&self.whole(side, format))?);
             }
         }
-        let mut ladders = Vec::new();
+        // `[side of a layer][format]`, f16 first.
+        let mut stored: Vec<Vec<Stored>> = Vec::new();
         for (side, alone) in self.sides.iter().zip(&alone) {
             let share = alone / total(side.side).max(f64::MIN_POSITIVE);
             let plan = self.plan.layers[side.layer].side(side.side);
-            let bytes = |format: &str| {
-                let format = torque_quant::by_name(format).expect("a plan was made with it");
-                plan.part_bytes(format, self.plan.page) as f64 / self.plan.page as f64
+            let stored_in = |(name, whole): (&str, f64)| {
+                let format = torque_quant::by_name(name).expect("a plan was made with it");
+                let bytes = plan.part_bytes(format, self.plan.page) as f64 / self.plan.page as f64;
+                Stored { formats: vec![format.name], bytes, kld: share * whole }
             };
-            let mut stored = vec![Stored { format: "f16".into(), bytes: bytes("f16"), kld: 0.0 }];
-            for (format, kld) in self.formats.iter().zip(&whole[side.side as usize]) {
-                stored.push(Stored { format: format.clone(), bytes: bytes(format), kld: share * kld });
-            }
-            ladders.push(convex(stored));
+            let names =
+                self.formats.iter().map(String::as_str).zip(whole[side.side as usize].iter().copied());
+            stored.push([("f16", 0.0)].into_iter().chain(names).map(stored_in).collect());
         }
-        let mut at = vec![0; ladders.len()];
-        let mut frontier = vec![self.choice(&ladders, &at)];
-        loop {
-            // Divergence for each byte that the next step of a side saves.
-            let price = |(ladder, at): (&Vec<Stored>, &usize)| -> Option<f64> {
-                let (now, next) = (&ladder[*at], ladder.get(at + 1)?);
-                Some((next.kld - now.kld) / (now.bytes - next.bytes))
-            };
-            let prices = ladders.iter().zip(&at).map(price).enumerate();
-            let cheapest =
-                prices.filter_map(|(i, price)| Some((price?, i))).min_by(|a, b| a.0.total_cmp(&b.0));
-            let Some((_, cheapest)) = cheapest else { return Ok(frontier) };
-            at[cheapest] += 1;
-            frontier.push(self.choice(&ladders, &at));
-        }
+        let every = |ways: Vec<Stored>, side: &Vec<Stored>| {
+            unbeaten(ways.iter().flat_map(|way| side.iter().map(|next| way.and(next))).collect(), SIZES)
+        };
+        let mixed = stored.iter().fold(vec![Stored::default()], every);
+        let everywhere = |of: [usize; 2]| {
+            let sides = self.sides.iter().zip(&stored);
+            sides.fold(Stored::default(), |sum, (side, stored)| sum.and(&stored[of[side.side as usize]]))
+        };
+        let formats = 0..=self.formats.len();
+        let pairs = formats.clone().flat_map(|k| formats.clone().map(move |v| [k, v]));
+        let ways = rather_plain(mixed, pairs.map(everywhere).collect());
+        Ok(ways.iter().map(|way| self.choice(way)).collect())
     }
 
-    fn choice(&self, ladders: &[Vec<Stored>], at: &[usize]) -> Choice {
-        let stored: Vec<&Stored> = ladders.iter().zip(at).map(|(ladder, at)| &ladder[*at]).collect();
+    fn choice(&self, stored: &Stored) -> Choice {
         let mut layers: BTreeMap<usize, [Option<&str>; 2]> = BTreeMap::new();
-        for (side, stored) in self.sides.iter().zip(&stored) {
-            layers.entry(side.layer).or_default()[side.side as usize] = Some(&stored.format);
+        for (side, format) in self.sides.iter().zip(&stored.formats) {
+            layers.entry(side.layer).or_default()[side.side as usize] = Some(format);
         }
-        Choice {
-            policy: policy(&self.base, &layers),
-            bytes_per_token: stored.iter().map(|s| s.bytes).sum(),
-            kld: stored.iter().map(|s| s.kld).sum(),
-        }
+        Choice { policy: policy(&self.base, &layers), bytes_per_token: stored.bytes, kld: stored.kld }
     }
 }
 
-/// The ways to store a side, largest first, without those that others between them beat: prices of steps only rise.
-fn convex(mut stored: Vec<Stored>) -> Vec<Stored> {
-    stored.sort_by(|a, b| b.bytes.total_cmp(&a.bytes).then(a.kld.total_cmp(&b.kld)));
-    let mut hull: Vec<Stored> = Vec::new();
-    let price = |a: &Stored, b: &Stored| (b.kld - a.kld) / (a.bytes - b.bytes);
-    for next in stored {
-        if hull.last().is_some_and(|last| last.bytes == next.bytes) {
-            continue;
+/// The ways to store some sides that nothing smaller or as large beats, largest first. Where they would be more than so many,
+/// sizes that are nearly the same count as one; the smallest is always there.
+fn unbeaten(mut ways: Vec<Stored>, most: f64) -> Vec<Stored> {
+    let bytes = || ways.iter().map(|way| way.bytes);
+    let (smallest, largest) = (bytes().fold(f64::INFINITY, f64::min), bytes().fold(0.0, f64::max));
+    let step = (largest - smallest) / most;
+    ways.sort_by(|a, b| a.kld.total_cmp(&b.kld).then(a.bytes.total_cmp(&b.bytes)));
+    let mut below = f64::INFINITY;
+    ways.retain(|way| {
+        let saved = below - way.bytes;
+        let keep = saved > 0.0 && (saved >= step || way.bytes == smallest);
+        if keep {
+            below = way.bytes;
         }
-        // The first is exact, and stays.
-        while let [.., before, last] = &hull[..]
-            && price(last, &next) <= price(before, last)
-        {
-            hull.pop();
-        }
-        hull.push(next);
+        keep
+    });
+    ways
+}
+
+/// The unbeaten among ways with the same formats everywhere and `mixed` ones, which have to promise [`GAIN`].
+fn rather_plain(mixed: Vec<Stored>, plain: Vec<Stored>) -> Vec<Stored> {
+    let handicap = |ways: &mut [Stored], factor: f64| {
+        let mixed = ways.iter_mut().filter(|way| plain.iter().all(|plain| plain.formats != way.formats));
+        mixed.for_each(|way| way.kld *= factor);
+    };
+    let mut ways = [mixed, plain.clone()].concat();
+    handicap(&mut ways, 1.0 / (1.0 - GAIN));
+    let mut ways = unbeaten(ways, SIZES);
+    handicap(&mut ways, 1.0 - GAIN);
+    // Nothing is expected to be better than what is larger, though it was measured so within that.
+    let mut least = 0.0;
+    for way in &mut ways {
+        least = way.kld.max(least);
+        way.kld = least;
     }
-    hull
+    ways
 }
 
 /// The policy of these layers: the commonest formats, and rules for the others.
@@ -192,19 +231,58 @@ fn policy(base: &Policy, layers: &BTreeMap<usize, [Option<&str>; 2]>) -> Policy 
 mod tests {
     use super::*;
 
-    fn stored(points: &[(f64, f64)]) -> Vec<Stored> {
-        points.iter().map(|&(bytes, kld)| Stored { format: bytes.to_string(), bytes, kld }).collect()
+    /// Bytes of what is unbeaten.
+    fn sizes(points: &[(f64, f64)], most: f64) -> Vec<f64> {
+        let ways = points.iter().map(|&(bytes, kld)| Stored { formats: vec![], bytes, kld }).collect();
+        unbeaten(ways, most).iter().map(|way| way.bytes).collect()
     }
 
     #[test]
-    fn steps_that_others_beat_are_left_out() {
-        let sizes =
-            |points: &[(f64, f64)]| -> Vec<f64> { convex(stored(points)).iter().map(|s| s.bytes).collect() };
-        assert_eq!(sizes(&[(16.0, 0.0), (8.0, 1.0), (4.0, 3.0), (2.0, 9.0)]), [16.0, 8.0, 4.0, 2.0]);
-        // 8 costs more than what lies between 16 and 4; of two that are equally large the better one counts.
-        assert_eq!(sizes(&[(16.0, 0.0), (8.0, 3.0), (4.0, 3.0), (2.0, 9.0)]), [16.0, 4.0, 2.0]);
-        assert_eq!(sizes(&[(4.0, 3.0), (16.0, 0.0), (4.0, 5.0)]), [16.0, 4.0]);
-        assert_eq!(sizes(&[(16.0, 0.0), (8.0, 0.0), (4.0, 0.0)]), [16.0, 4.0]);
+    fn what_something_smaller_beats_is_left_out() {
+        assert_eq!(sizes(&[(2.0, 9.0), (16.0, 0.0), (8.0, 4.0), (4.0, 3.0)], 99.0), [16.0, 4.0, 2.0]);
+        // Of two that are equally large the better one counts, of two that are equally good the smaller one.
+        assert_eq!(sizes(&[(4.0, 5.0), (4.0, 3.0), (16.0, 0.0), (8.0, 0.0)], 99.0), [8.0, 4.0]);
+        // Of sizes that are nearly equal one is left, but the smallest is.
+        assert_eq!(
+            sizes(&[(9.0, 0.0), (8.5, 1.0), (8.0, 2.0), (4.0, 3.0), (3.5, 4.0)], 5.5),
+            [9.0, 8.0, 4.0, 3.5]
+        );
+    }
+
+    #[test]
+    fn the_frontier_of_sums_is_the_best_of_all() {
+        // Bytes and divergence of the formats of four sides: none of every combination may beat what was found.
+        let sides = [[(16.0, 0.0), (8.0, 1.0), (4.0, 7.0)], [(16.0, 0.0), (8.0, 0.1), (4.0, 0.3)]];
+        let sides = [
+            sides[0],
+            sides[1],
+            sides[1].map(|(b, k)| (b / 2.0, 5.0 * k)),
+            sides[0].map(|(b, k)| (b, k / 3.0)),
+        ];
+        let stored = |&(bytes, kld): &(f64, f64)| Stored { formats: vec![], bytes, kld };
+        let all = |so_far: Vec<Stored>, side: &[(f64, f64); 3]| -> Vec<Stored> {
+            so_far.iter().flat_map(|way| side.iter().map(|next| way.and(&stored(next)))).collect()
+        };
+        let every = sides.iter().fold(vec![Stored::default()], all);
+        let found = sides.iter().fold(vec![Stored::default()], |ways, side| unbeaten(all(ways, side), SIZES));
+        for way in &every {
+            let best = found.iter().find(|found| found.bytes <= way.bytes).expect("the smallest is there");
+            assert!(best.kld <= way.kld + 1e-12, "{best:?} {way:?}");
+        }
+        assert!(found.len() > 8 && found.len() < every.len());
+    }
+
+    #[test]
+    fn layers_differ_where_it_is_worth_it() {
+        let of = |bytes, kld, formats: [&'static str; 2]| Stored { formats: formats.to_vec(), bytes, kld };
+        let plain = || vec![of(16.0, 0.0, ["a", "a"]), of(8.0, 1.0, ["b", "b"])];
+        let found = |mixed: f64| -> Vec<(f64, f64)> {
+            let ways = rather_plain(vec![of(7.0, mixed, ["a", "c"])], plain());
+            ways.iter().map(|way| (way.bytes, way.kld)).collect()
+        };
+        assert_eq!(found(0.5), [(16.0, 0.0), (7.0, 0.5)]);
+        // Hardly better, so where there is room for the plain one it is taken.
+        assert_eq!(found(1.0 - GAIN / 2.0), [(16.0, 0.0), (8.0, 1.0), (7.0, 1.0)]);
     }
 
     #[test]

@@ -21,6 +21,8 @@ pub struct Findings {
     pub text: Option<Text>,
     /// Divergence, a policy each.
     pub kld: Vec<CacheReport>,
+    /// What `torque tune` found beside these, a size each.
+    pub tuned: Vec<CacheReport>,
     /// Divergence of a policy in one layer and side each.
     pub layers: Vec<LayerReport>,
     /// That policy's name.
@@ -46,7 +48,7 @@ pub struct Text {
 }
 
 impl Text {
-    /// Of a file.
+    /// Of a file, or of what is called so.
     pub fn new(path: &Path, chunks: &Chunks, batch: usize) -> Text {
         let (context, from) = (chunks.context, chunks.from);
         let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
@@ -74,6 +76,7 @@ impl Findings {
             f16_bytes_per_token: f16,
             text: None,
             kld: Vec::new(),
+            tuned: Vec::new(),
             layers: Vec::new(),
             layers_of: String::new(),
             needle: Vec::new(),

@@ -3,19 +3,42 @@
 use super::findings::{Findings, percent};
 use super::plot::{Axis, Plot, WIDTH, colour, escape, heat_map};
 use crate::text::{significant, thousands};
+use anyhow::{Context, Result};
 use std::fmt::Write;
+use std::fs::{self, OpenOptions};
+use std::path::Path;
 use torque_engine::evaluate::{CacheReport, LayerReport};
 
 const STYLE: &str = include_str!("page.css");
 
+/// Makes sure that a report can be written there, before hours of work and not after.
+pub fn check(path: &Path) -> Result<()> {
+    let file = OpenOptions::new().create(true).append(true).open(path);
+    file.map(drop).with_context(|| format!("--report: cannot write `{}`", path.display()))
+}
+
+/// Writes the page, or into a file called `*.svg` the plot of quality against size alone.
+pub fn write(path: &Path, findings: &Findings) -> Result<()> {
+    let page = if path.extension().is_some_and(|extension| extension == "svg") {
+        picture(findings)
+            .context("--report: no caches were compared, so there is no plot; give a FILE.html")?
+    } else {
+        page(findings)
+    };
+    fs::write(path, page).with_context(|| format!("--report: cannot write `{}`", path.display()))
+}
+
 /// The page.
-pub fn page(findings: &Findings) -> String {
+fn page(findings: &Findings) -> String {
     let model = escape(&findings.model);
-    let mut sections = String::new();
-    for section in [trade(findings), positions(findings), tails(findings), layers(findings), needle(findings)]
-    {
-        sections += &section.unwrap_or_default();
+    let mut sections = trade(findings).unwrap_or_default();
+    // Lines that are many hide one another.
+    if findings.tuned.is_empty() {
+        sections += &positions(findings).unwrap_or_default();
+        sections += &tails(findings).unwrap_or_default();
     }
+    sections += &layers(findings).unwrap_or_default();
+    sections += &needle(findings).unwrap_or_default();
     let text = findings.text.as_ref().map(|text| format!("<p>{}.</p>", escape(&text.describe())));
     format!(
         r#"<!doctype html>
@@ -58,7 +81,7 @@ fn shown(findings: &Findings) -> Vec<(&CacheReport, String)> {
 }
 
 /// The plot of quality against size as a picture that needs no page, if caches were compared.
-pub fn picture(findings: &Findings) -> Option<String> {
+fn picture(findings: &Findings) -> Option<String> {
     let svg = trade_plot(findings)?;
     let (tag, body) = svg.split_once('>')?;
     Some(format!(
@@ -70,24 +93,29 @@ pub fn picture(findings: &Findings) -> Option<String> {
 fn trade_plot(findings: &Findings) -> Option<String> {
     let shown = shown(findings);
     shown.first()?;
-    let x = Axis::linear("bytes per token", shown.iter().map(|(report, _)| report.bytes_per_token));
-    let ranges = shown.iter().flat_map(|(report, _)| {
+    let drawn = || shown.iter().map(|(report, _)| *report).chain(&findings.tuned);
+    let x = Axis::linear("bytes per token", drawn().map(|report| report.bytes_per_token));
+    let ranges = drawn().flat_map(|report| {
         let (mean, error) = (report.divergence.kld_mean, known(report.divergence.kld_mean_error));
         [mean + error, if error < mean { mean - error } else { mean }]
     });
     let y = Axis::log("mean KLD from f16 (nats, log)", ranges);
     let mut plot = Plot::new(x, y, 430.0, 30.0);
-    // What no other policy beats in both.
-    let mut best: Vec<(f64, f64)> = Vec::new();
-    let mut points: Vec<(f64, f64)> =
-        shown.iter().map(|(report, _)| (report.bytes_per_token, report.divergence.kld_mean)).collect();
+    // What no other policy beats in both; of tuned ones, if there are any.
+    let is_tuned = !findings.tuned.is_empty();
+    let mut points: Vec<(f64, f64)> = drawn()
+        .skip(if is_tuned { shown.len() } else { 0 })
+        .map(|report| (report.bytes_per_token, report.divergence.kld_mean))
+        .collect();
     points.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.total_cmp(&b.1)));
+    let mut best: Vec<(f64, f64)> = Vec::new();
     for point in points {
         if best.last().is_none_or(|last| point.1 < last.1) {
             best.push(point);
         }
     }
-    plot.line(&best, "frontier", "var(--muted)", false);
+    let (class, stroke) = if is_tuned { ("series", "var(--accent)") } else { ("frontier", "var(--muted)") };
+    plot.line(&best, class, stroke, is_tuned);
     for (report, colour) in &shown {
         let divergence = &report.divergence;
         let words = format!(
@@ -131,9 +159,14 @@ fn trade(findings: &Findings) -> Option<String> {
         );
     }
     body += "</tbody></table></div>";
+    let line = if findings.tuned.is_empty() {
+        "the line joins what nothing else beats in both"
+    } else {
+        "the line joins tuned policies, on text that they were not tuned on"
+    };
     let words = format!(
         "Left is smaller, down is better. In f16 a token takes {} bytes, and the perplexity is {:.3}. KLD is how far the \
-         prediction of the next token moves from that; the line joins what nothing else beats in both. {} predictions.",
+         prediction of the next token moves from that; {line}. {} predictions.",
         thousands(f16.round() as u64),
         first.f16_perplexity,
         thousands(first.divergence.rows as u64)

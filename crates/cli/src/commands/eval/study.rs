@@ -11,7 +11,6 @@ use clap::Args;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -93,11 +92,7 @@ impl<'a> Study<'a> {
     pub fn open(model: &ModelFlags, output: &'a OutputFlags) -> Result<Study<'a>> {
         interrupt::catch();
         let journal = output.resume.as_deref().map(Journal::open).transpose()?;
-        if let Some(path) = &output.report {
-            // What cannot be written is told before hours of work, not after.
-            let file = OpenOptions::new().create(true).append(true).open(path);
-            file.with_context(|| format!("--report: cannot write `{}`", path.display()))?;
-        }
+        output.report.as_deref().map_or(Ok(()), page::check)?;
         let engine = model::open(model)?;
         Ok(Study { findings: Findings::new(&engine), engine, output, journal })
     }
@@ -263,13 +258,7 @@ impl<'a> Study<'a> {
     /// Prints the findings, as rows where there may be several, and writes the report.
     pub fn tell(&self, rows: bool) -> Result<ExitCode> {
         if let Some(path) = &self.output.report {
-            let page = if path.extension().is_some_and(|extension| extension == "svg") {
-                page::picture(&self.findings)
-                    .context("--report: no caches were compared, so there is no plot; give a FILE.html")?
-            } else {
-                page::page(&self.findings)
-            };
-            fs::write(path, page).with_context(|| format!("--report: cannot write `{}`", path.display()))?;
+            page::write(path, &self.findings)?;
         }
         if self.output.json {
             writeln!(io::stdout(), "{}", serde_json::to_string_pretty(&self.findings.json(rows))?)?;
