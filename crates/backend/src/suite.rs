@@ -823,7 +823,7 @@ fn sealed_pages<B: Backend>(backend: &B, head_dim: usize, policy: &Policy, tier:
     let mut out = from_host(backend, 1, &vec![f32::NAN; 2 * width]);
     let attention = Attention { layer: 0, heads: 4, scale: 0.2, softcap: None, sinks: None };
     let segment = Segment { rows: 0..1, sequence: &sequence };
-    backend.attention(&restored, &attention, &[segment], &mut q, &mut out);
+    backend.attention(&mut restored, &attention, &[segment], &mut q, &mut out);
     SealedPages { bytes, saved, output: to_host(backend, &out, 2 * width) }
 }
 
