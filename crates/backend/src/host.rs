@@ -12,7 +12,7 @@ use state::Snapshot;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use torque_kv::{Age, Freed, LayerPlan, PageId, Plan, Sequence, Side, SidePlan, Span, centred};
-use torque_quant::attend::whole::{plane_bytes, tile, tiled, untile};
+use torque_quant::attend::whole::{plane_bytes, planes_apart, tile, tiled, untile};
 use torque_quant::format::PLANES_MAX;
 use torque_quant::{FormatOps, rotate};
 
@@ -105,8 +105,7 @@ pub struct Stored<'a> {
 
 impl Part {
     fn new(side: &SidePlan, format: &'static FormatOps, tokens: usize) -> Part {
-        let apart = tiled(format.rotation, tokens, side.head_dim);
-        let planes = if apart { format.planes.unwrap_or(0) } else { 0 };
+        let planes = planes_apart(format, tokens, side.head_dim);
         let plane = vec![0; side.heads * plane_bytes(tokens, side.head_dim)].into_boxed_slice();
         let bytes = vec![0; side.part_bytes(format, tokens) - planes * plane.len()].into_boxed_slice();
         Part { format, bytes, planes: vec![plane; planes] }

@@ -340,6 +340,8 @@ pub trait Backend: Send + Sync + 'static {
     /// keys s ≤ p of the sequence, p − s < window, of `softcap(scale·q·k_s)` (and the sink).
     /// `q` and `out`: `[rows, heads·head_dim]`, with the head sizes of K and V. Leaves `q` unspecified.
     ///
+    /// Where the plan is [sparse](Plan::sparse_v), values that weigh little may be left out of passes of few rows.
+    ///
     /// If the plan is [guided](Plan::guided), adds to the mass of every sealed page, where the layer has no window, the sum of w over its
     /// keys, of all query heads of the last row of each segment.
     fn attention(

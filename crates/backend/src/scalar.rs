@@ -315,7 +315,7 @@ impl Backend for Scalar {
         out: &mut Tensor,
     ) {
         let plan = &store.plan.layers[attention.layer];
-        let guided = store.plan.guided && plan.shape.window.is_none();
+        let guided = store.plan.guides(plan);
         let mut masses = Vec::new();
         let [k_side, v_side] = Side::BOTH.map(|side| plan.side(side));
         let v_dim = plan.shape.head_dim[1];

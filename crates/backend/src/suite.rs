@@ -80,9 +80,8 @@ impl AttentionCase {
         AttentionCase { head_dim, values_in_keys: true, ..AttentionCase::new(format, "f32", 0) }
     }
 
-    /// The outputs of every token, `[tokens, heads·head_dim]`, and after those of each chunk, the masses of pages if these are wanted. Keys
-    /// carry a large constant, as those of
-    /// models with biases do. What the store holds is what the plan says.
+    /// The outputs of every token, `[tokens, heads·head_dim]`, and after those of each chunk the masses of pages, if these are
+    /// wanted. Keys carry a large constant, as those of models with biases do. What the store holds is what the plan says.
     pub fn run<B: Backend>(&self, backend: &B) -> Vec<f32> {
         let layer = KvLayer {
             heads: self.kv_heads,
@@ -124,10 +123,10 @@ impl AttentionCase {
             backend.append(&mut store, 0, &segment, &k, &v);
             backend.attention(&mut store, &attention, &[segment], &mut q, &mut out);
             outputs.extend(to_host(backend, &out, tokens * heads * v_dim));
-            let mut masses = backend.take_mass(&mut store);
+            let masses = backend.take_mass(&mut store);
             assert_eq!(masses.is_empty(), !plan.guided || sequence.spans(0).is_empty(), "{self:?}");
             outputs.extend(&masses);
-            pages.attend(&plan, &sequence, tokens, &mut masses);
+            pages.attend(&plan, &[(&sequence, tokens)], &masses);
             while let Some(span) = sequence.seal(&plan, &mut pages) {
                 backend.seal(&mut store, &sequence, span);
             }

@@ -139,12 +139,40 @@ pub struct Speed {
     generation: Option<Generation>,
     /// Bytes that decoding reads, a token, on average.
     bytes_per_token: f64,
+    /// [`skipped`].
+    values_skipped: Option<f64>,
+}
+
+/// A session before it decodes.
+pub struct Before {
+    /// What decoding reads of the KV cache.
+    kv_bytes: usize,
+    /// [`Session::value_parts`].
+    value_parts: [u64; 2],
+}
+
+impl Before {
+    pub fn of(session: &Session) -> Before {
+        Before { kv_bytes: session.kv_read_bytes(), value_parts: session.value_parts() }
+    }
+}
+
+/// Of the values that attention met between two times, where it may leave some out, the share that it did.
+pub fn skipped([parts_before, before]: [u64; 2], [parts, skipped]: [u64; 2]) -> Option<f64> {
+    (parts > parts_before).then(|| (skipped - before) as f64 / (parts - parts_before) as f64)
 }
 
 impl Speed {
     /// After a prompt, before decoding.
     pub fn of_prompt(tokens: usize, time: Duration) -> Speed {
-        Speed { prompt_tokens: tokens, reused: 0, prompt_time: time, generation: None, bytes_per_token: 0.0 }
+        Speed {
+            prompt_tokens: tokens,
+            reused: 0,
+            prompt_time: time,
+            generation: None,
+            bytes_per_token: 0.0,
+            values_skipped: None,
+        }
     }
 
     /// Adds how many tokens before the prompt need not be read.
@@ -152,16 +180,19 @@ impl Speed {
         Speed { reused: tokens, ..self }
     }
 
-    /// Adds what decoding took. `kv_before` is what decoding read of the KV cache at its beginning.
+    /// Adds what decoding took.
     pub fn decoded(
         self,
         generation: Generation,
         engine: &Engine,
-        kv_before: usize,
+        before: Before,
         session: &Session,
     ) -> Speed {
-        let kv = (kv_before + session.kv_read_bytes()) as f64 / 2.0;
-        Speed { generation: Some(generation), bytes_per_token: engine.active_bytes() as f64 + kv, ..self }
+        let after = Before::of(session);
+        let kv = (before.kv_bytes + after.kv_bytes) as f64 / 2.0;
+        let values_skipped = skipped(before.value_parts, after.value_parts);
+        let bytes_per_token = engine.active_bytes() as f64 + kv;
+        Speed { generation: Some(generation), bytes_per_token, values_skipped, ..self }
     }
 
     /// Tokens per second of the prompt.
@@ -194,9 +225,8 @@ impl Speed {
         let (sealed, tail) = session.kv_bytes();
         let bytes = human_bytes((sealed + tail) as f64);
         line += &format!(" · KV {bytes}, {}", pair(&policy.k, &policy.v));
-        let [parts, skipped] = session.value_parts();
-        if parts > 0 {
-            line += &format!(", {:.1} % of values skipped", 100.0 * skipped as f64 / parts as f64);
+        if let Some(share) = self.values_skipped {
+            line += &format!(", {:.1} % of values skipped", 100.0 * share);
         }
         line
     }

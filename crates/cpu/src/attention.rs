@@ -50,6 +50,8 @@ struct Unit {
     /// Indices into the spans the layer holds.
     spans: Range<usize>,
     tail: bool,
+    /// Of one between the ends of a sequence, which unit is the first of the two ends, for the same queries.
+    ends: usize,
 }
 
 /// Numbers of a query beside its values: the largest score, and relative to it the sum of weights and that of their squares.
@@ -191,10 +193,9 @@ pub fn attention(
     let of_ends = &*of_ends;
     pool.for_chunks(of_others, *unit_size, |i, values| {
         let unit = &between[i];
-        let beside = ends.iter().zip(of_ends.chunks_exact(*unit_size)).filter(|(end, _)| end.is_beside(unit));
-        let known: Vec<&[f32]> = beside.map(|(_, values)| values).collect();
+        let known = [0, 1].map(|end| &of_ends[(unit.ends + end) * *unit_size..][..*unit_size]);
         let next = between.get(i + 1);
-        let counts = SCRATCH.with_borrow_mut(|scratch| op.run(unit, next, Some(&known), q, scratch, values));
+        let counts = SCRATCH.with_borrow_mut(|scratch| op.run(unit, next, Some(known), q, scratch, values));
         skipped.add(counts, sparse);
     });
 
@@ -245,13 +246,6 @@ pub fn attention(
     }
 }
 
-impl Unit {
-    /// Whether it has the same queries.
-    fn is_beside(&self, other: &Unit) -> bool {
-        (self.segment, self.kv_head, self.rows.start) == (other.segment, other.kv_head, other.rows.start)
-    }
-}
-
 /// Adds to a query's state what is known of other keys, but for the sum of their weights: scores are relative to the largest
 /// of all then.
 fn learn([max, _, squares]: &mut State, [other_max, _, other_squares]: State) {
@@ -276,12 +270,13 @@ impl Partials {
             let runs = spans.div_ceil(run).max(1);
             for kv_head in 0..plan.shape.heads {
                 for first in segment.rows.clone().step_by(most_rows) {
+                    let ends = self.units.len();
                     let rows = first..segment.rows.end.min(first + most_rows);
                     for i in 0..runs {
                         let spans = i * run..spans.min((i + 1) * run);
                         // The tail goes with the last run.
                         let tail = i + 1 == runs;
-                        let unit = Unit { segment: index, kv_head, rows: rows.clone(), spans, tail };
+                        let unit = Unit { segment: index, kv_head, rows: rows.clone(), spans, tail, ends };
                         if sparse && i > 0 && !tail { between.push(unit) } else { self.units.push(unit) }
                     }
                 }
@@ -291,7 +286,7 @@ impl Partials {
         self.units.append(&mut between);
         let rows = self.units.iter().map(|unit| unit.rows.len()).max().unwrap_or(0);
         let spans = self.units.iter().map(|unit| unit.spans.len()).max().unwrap_or(0);
-        let guided = store.plan.guided && plan.shape.window.is_none();
+        let guided = store.plan.guides(plan);
         self.masses = if guided { spans * group } else { 0 };
         self.unit_size = (rows * group * (STATE + plan.side(Side::V).head_dim) + self.masses).max(1);
         self.values.resize(self.units.len() * self.unit_size, 0.0);
@@ -344,7 +339,7 @@ impl Op<'_> {
         &self,
         unit: &Unit,
         next: Option<&Unit>,
-        known: Option<&[&[f32]]>,
+        known: Option<[&[f32]; 2]>,
         q: &Tensor,
         scratch: &mut Scratch,
         values: &mut [f32],
@@ -385,8 +380,8 @@ impl Op<'_> {
             let next = next.map_or(&[][..], |next| next.sides[0].head.bytes);
             // Values that will not be read are not asked for: a page is probably as its neighbour.
             let next = if skips { [next; 2] } else { [piece.sides[1].head.bytes, next] };
-            skips = self.piece(&piece, next, &positions, allowed, scratch, state, out);
-            counts = [counts[0] + 1, counts[1] + u64::from(skips)];
+            let [parts, skipped] = self.piece(&piece, next, &positions, allowed, scratch, state, out);
+            (counts, skips) = ([counts[0] + parts, counts[1] + skipped], skipped > 0);
         }
         let last_row = state[queries - self.group..].iter().cycle();
         for ((mass, [sum, max]), [largest, ..]) in masses.iter_mut().zip(&scratch.sums).zip(last_row) {
@@ -395,35 +390,49 @@ impl Op<'_> {
         counts
     }
 
-    /// What the last row of every segment gives each page, a head at a time, from the partial results of units.
+    /// What the last row of every segment gives each page, a KV head at a time, from the partial results of units.
     fn page_masses<'v>(
         &self,
         units: &[Unit],
         values: impl Iterator<Item = &'v [f32]> + Clone,
     ) -> Vec<(PageId, f32)> {
-        let mut masses = Vec::new();
-        for (index, segment) in self.segments.iter().enumerate() {
-            let spans = segment.sequence.spans(self.plan.window_class);
-            for head in 0..self.attention.heads {
-                let of_head = units.iter().zip(values.clone()).filter(|(unit, _)| {
-                    (unit.segment, unit.kv_head, unit.rows.end)
-                        == (index, head / self.group, segment.rows.end)
-                });
-                let state = |unit: &Unit, values: &[f32]| {
-                    let query = (unit.rows.len() - 1) * self.group + head % self.group;
-                    values.as_chunks::<STATE>().0[query]
-                };
-                let states = of_head.clone().map(|(unit, values)| state(unit, values));
-                let sink = self.attention.sinks.map(|sinks| [sinks[head], 1.0, 0.0]);
-                let max = states.clone().chain(sink).fold(f32::NEG_INFINITY, |most, [max, ..]| most.max(max));
-                let total: f32 = states.chain(sink).map(|[own, sum, _]| sum * (own - max).exp()).sum();
-                for (unit, values) in of_head {
-                    let factor = (state(unit, values)[0] - max).exp() / total;
-                    let of_unit = values[values.len() - self.masses..].iter().skip(head % self.group);
-                    let of_spans = spans[unit.spans.clone()].iter().zip(of_unit.step_by(self.group));
-                    masses.extend(of_spans.map(|(span, mass)| (span.page, mass * factor)));
+        let last_rows = units
+            .iter()
+            .zip(values)
+            .filter(|(unit, _)| unit.rows.end == self.segments[unit.segment].rows.end);
+        // The head of each segment that a query of a unit belongs to, and what the unit has of it.
+        let heads = |unit: &Unit| {
+            let first = unit.segment * self.attention.heads + unit.kv_head * self.group;
+            first..first + self.group
+        };
+        let states = |unit: &Unit, values: &'v [f32]| {
+            let queries = (unit.rows.len() - 1) * self.group..unit.rows.len() * self.group;
+            &values.as_chunks::<STATE>().0[queries]
+        };
+        let mut totals = vec![[f32::NEG_INFINITY, 0.0]; self.segments.len() * self.attention.heads];
+        if let Some(sinks) = self.attention.sinks {
+            totals.iter_mut().zip(sinks.iter().cycle()).for_each(|(total, sink)| *total = [*sink, 1.0]);
+        }
+        for (unit, values) in last_rows.clone() {
+            for ([max, total], [own, sum, _]) in totals[heads(unit)].iter_mut().zip(states(unit, values)) {
+                let largest = max.max(*own);
+                if largest > f32::NEG_INFINITY {
+                    *total = *total * (*max - largest).exp() + sum * (own - largest).exp();
+                    *max = largest;
                 }
             }
+        }
+        let mut masses = Vec::new();
+        for (unit, values) in last_rows {
+            let states = states(unit, values).iter().zip(&totals[heads(unit)]);
+            let shares: Vec<f32> =
+                states.map(|([own, ..], [max, total])| (own - max).exp() / total).collect();
+            let of_unit = values[values.len() - self.masses..].chunks_exact(self.group);
+            let spans =
+                &self.segments[unit.segment].sequence.spans(self.plan.window_class)[unit.spans.clone()];
+            masses.extend(spans.iter().zip(of_unit).map(|(span, masses)| {
+                (span.page, masses.iter().zip(&shares).map(|(mass, share)| mass * share).sum())
+            }));
         }
         masses
     }
@@ -461,8 +470,8 @@ impl Op<'_> {
         ((head.format.kernels)(self.level), mean, part)
     }
 
-    /// Adds a piece's keys and values to the running results of queries at `positions`. `next` is what is read after each. Says whether
-    /// it left the values out, as it may where that loses no more than `allowed`.
+    /// Adds a piece's keys and values to the running results of queries at `positions`. `next` is what is read after each. It may leave
+    /// the values out where that loses no more than `allowed`: says whether they are such as could be, and whether it did.
     fn piece(
         &self,
         piece: &Piece,
@@ -472,7 +481,7 @@ impl Op<'_> {
         scratch: &mut Scratch,
         state: &mut [State],
         out: &mut [f32],
-    ) -> bool {
+    ) -> [u64; 2] {
         let (level, group) = (self.level, self.group);
         let [k_dim, v_width] = self.widths;
         let end = piece.start + piece.len;
@@ -482,7 +491,7 @@ impl Op<'_> {
             if self.masses > 0 {
                 scratch.sums.extend(std::iter::repeat_n([0.0, f32::NEG_INFINITY], group));
             }
-            return false;
+            return [0, 0];
         }
         let queries = positions.len() * group;
         let in_registers = queries <= REGISTER_QUERIES;
@@ -556,7 +565,7 @@ impl Op<'_> {
         read_mean(level, v_mean, mean);
         if skips {
             elementwise::add_outer(level, shifts, mean, out);
-            return true;
+            return [1, 1];
         }
         let whole = (kernels.unpack[1])(part, codes);
         if whole || in_registers {
@@ -576,7 +585,7 @@ impl Op<'_> {
             }
             (self.shared.accumulate_tile)(tile, piece.tokens, v_width, scores, out);
         }
-        false
+        [u64::from(mean_bytes > 0), 0]
     }
 }
 

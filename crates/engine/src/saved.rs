@@ -237,6 +237,7 @@ fn difference(saved: &Policy, asked: &Policy) -> Option<(&'static str, String, S
     let said = |policy: &Policy| {
         // What is read of a cache does not matter to what it holds.
         let Policy { k, v, sink, tail, page, snapshots, sparse_v: _, guided, layers, tiers } = policy.clone();
+        let guided = guided && !tiers.is_empty();
         let many = |text: String| if text == "[]" { "none".into() } else { text };
         [
             ("-ctk", k),

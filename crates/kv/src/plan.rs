@@ -38,7 +38,8 @@ pub struct Plan {
     pub sink_pages: usize,
     /// How many of a sequence's sealed tokens belong to each tier of older ones, in percent, the oldest last.
     pub tiers: Vec<usize>,
-    /// What attention may lose by leaving out values that weigh little: a share of the least that formats of their size can lose.
+    /// What attention may lose by leaving out values that weigh little: a share, from 0 to 1, of the least that formats of their size
+    /// can lose.
     pub sparse_v: f32,
     /// Whether attention says which of the older pages grow old first.
     pub guided: bool,
@@ -191,6 +192,11 @@ impl Plan {
     /// The window class whose pages grow old: that without a window.
     pub fn ageing_class(&self) -> Option<usize> {
         self.windows.iter().position(Option::is_none).filter(|_| !self.tiers.is_empty())
+    }
+
+    /// Whether attention in a layer says which pages grow old first.
+    pub fn guides(&self, layer: &LayerPlan) -> bool {
+        self.guided && layer.shape.window.is_none()
     }
 
     /// Rows a tail must hold when up to `batch` tokens arrive at once.

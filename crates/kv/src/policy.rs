@@ -57,8 +57,8 @@ pub struct Policy {
     /// Rules for some layers. What they name holds at every age.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub layers: Vec<LayerRule>,
-    /// Whether, of the tokens about to grow old, those that attention looks at less do so first ([`crate::Pages::grow_old`]). As many grow
-    /// old as without.
+    /// Whether, of the tokens about to grow old, those that attention looks at less do so first ([`crate::Pages::grow_old`]). As many
+    /// grow old as by age alone.
     #[serde(default = "default_guided")]
     pub guided: bool,
     /// Older tokens, the oldest last. Layers with a sliding window, and sinks, have no age.

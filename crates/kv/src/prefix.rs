@@ -117,7 +117,7 @@ impl Prefixes {
     }
 
     /// The longest beginning of a text that a sequence can go on from: whole pages, not sealed in smaller formats than the
-    /// policy has for their places, with all that windows see from their end on, and the recurrent state. A token at least
+    /// policy has for their places, or if it is guided, for as many, with all that windows see from their end on, and the recurrent state. A token at least
     /// is left, so that there will be logits.
     pub fn find(&mut self, text: &[u32], plan: &Plan, pages: &Pages) -> Option<Prefix> {
         self.clock += 1;
@@ -129,9 +129,20 @@ impl Prefixes {
         }
         (1..=chain.len()).rev().find_map(|count| {
             let (chain, len) = (&chain[..count], count * plan.page);
-            let good = |(i, (page, ..)): (usize, &(PageId, _, _))| match pages.age(*page) {
-                Age::Sink => true,
-                Age::Tier(tier) => tier <= plan.tier((i + 1) * plan.page, len),
+            let places = (1..=count).map(|i| plan.tier(i * plan.page, len));
+            let aged = chain.iter().zip(places).filter_map(|((page, ..), place)| match pages.age(*page) {
+                Age::Sink => None,
+                Age::Tier(tier) => Some((tier, place)),
+            });
+            let fits = match plan.guided {
+                // Which pages are old is not a matter of their places, how many are is.
+                true => (1..=plan.tiers.len()).all(|tier| {
+                    let count = |old: fn(&(usize, usize), usize) -> bool| {
+                        aged.clone().filter(|of_page| old(of_page, tier)).count()
+                    };
+                    count(|(age, _), tier| *age >= tier) <= count(|(_, place), tier| *place >= tier)
+                }),
+                false => aged.clone().all(|(age, place)| age <= place),
             };
             let first = |(class, window): (usize, &Option<usize>)| {
                 let there = chain.iter().rev().take_while(|(_, owns, _)| owns[class]).count();
@@ -140,8 +151,11 @@ impl Prefixes {
             };
             let held = plan.windows.iter().enumerate().map(first).collect::<Option<Vec<_>>>()?;
             let state = plan.states.is_empty() || chain[count - 1].2;
-            let fine = state && chain.iter().enumerate().all(good);
-            fine.then(|| Prefix { pages: chain.iter().map(|(page, ..)| *page).collect(), held, len })
+            (state && fits).then(|| Prefix {
+                pages: chain.iter().map(|(page, ..)| *page).collect(),
+                held,
+                len,
+            })
         })
     }
 
@@ -367,16 +381,21 @@ mod tests {
     #[test]
     fn pages_that_are_too_old_for_their_place_are_left() {
         let policy = Policy::uniform("turbo4", "turbo4").with_decay("40,30,30").unwrap();
-        let mut cache = Cache::new(policy, &[None], 0);
-        cache.feed(0, &text(1, 170));
-        cache.pages.grow_old(&cache.plan, &cache.sequences);
-        // All ten pages are as old as they should be; of the first five, three are older.
-        let mut found = |tokens| {
-            let text = text(1, tokens);
-            cache.tree.find(&text, &cache.plan, &cache.pages).map_or(0, |prefix| prefix.len)
-        };
-        assert_eq!(found(170), 160);
-        assert_eq!(found(90), 0);
+        for guided in [false, true] {
+            let mut cache = Cache::new(Policy { guided, ..policy.clone() }, &[None], 0);
+            cache.feed(0, &text(1, 170));
+            // Page 2 gets all attention there is.
+            cache.pages.attend(&cache.plan, &[(&cache.sequences[0], 1)], &[0.0, 0.0, 1.0]);
+            cache.pages.grow_old(&cache.plan, &cache.sequences);
+            let third = cache.sequences[0].spans(0)[2].page;
+            assert_eq!(cache.pages.age(third), Age::Tier(if guided { 0 } else { 2 }));
+            // All ten pages are as old as they should be; of the first five, three are older.
+            let mut found = |tokens| {
+                let text = text(1, tokens);
+                cache.tree.find(&text, &cache.plan, &cache.pages).map_or(0, |prefix| prefix.len)
+            };
+            assert_eq!((found(170), found(90)), (160, 0), "{guided}");
+        }
     }
 
     #[test]

@@ -170,10 +170,10 @@ impl<B: Backend> Context<B> {
         forward::forward(backend, model, &self.ropes, store, &mut self.activations, &tokens, &segments);
 
         if self.plan.guided {
-            let mut masses = self.backend.take_mass(&mut self.store);
-            for (sequence, tokens) in batch {
-                self.pages.attend(&self.plan, &self.sequences[*sequence], tokens.len(), &mut masses);
-            }
+            let masses = self.backend.take_mass(&mut self.store);
+            let of_batch: Vec<_> =
+                batch.iter().map(|(index, tokens)| (&self.sequences[*index], tokens.len())).collect();
+            self.pages.attend(&self.plan, &of_batch, &masses);
         }
         let (mut freed, mut sealed) = (Vec::new(), false);
         for (index, _) in batch {

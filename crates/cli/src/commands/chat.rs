@@ -2,7 +2,7 @@
 
 use crate::commands::run::{Out, prefill};
 use crate::flags::{KvFlags, ModelFlags, SamplingFlags, SavedFlags};
-use crate::report::{self, Speed};
+use crate::report::{self, Before, Speed};
 use crate::text::{count, thousands};
 use crate::{errors, interrupt, model, note};
 use anyhow::{Context, Result, bail};
@@ -247,13 +247,13 @@ impl Conversation<'_> {
                 return Ok(None);
             }
             let speed = Speed::of_prompt(tokens.len() - kept, start.elapsed()).reused(kept);
-            let kv_before = self.session.kv_read_bytes();
+            let before = Before::of(&self.session);
             let mut text = |piece: &str| {
                 answer += piece;
                 out.write(piece) && !interrupt::stopped()
             };
             let generation = generate(&mut self.session, tokenizer, &mut sampler, &request, &mut text)?;
-            self.speed = Some(speed.decoded(generation, self.engine, kv_before, &self.session));
+            self.speed = Some(speed.decoded(generation, self.engine, before, &self.session));
             Ok(Some(generation.finish))
         })?;
         let Some(finish) = finish else {

@@ -1,7 +1,7 @@
 //! `torque` alone: the model inside this program continues a text, and a table tells what a KV cache costs.
 
 use crate::commands::run::{Out, prefill};
-use crate::report::{self, Speed};
+use crate::report::{self, Before, Speed};
 use crate::table::Table;
 use crate::text::{count, thousands};
 use crate::{flags, interrupt, model};
@@ -56,10 +56,10 @@ pub fn run() -> Result<ExitCode> {
         prefill(&mut session, &tokens)?;
         let speed = Speed::of_prompt(tokens.len(), start.elapsed());
         tokens.iter().for_each(|&token| sampler.accept(token));
-        let kv_before = session.kv_read_bytes();
+        let before = Before::of(&session);
         let mut text = |piece: &str| out.write(piece) && !interrupt::stopped();
         let generation = generate(&mut session, engine.tokenizer(), &mut sampler, &request, &mut text)?;
-        Ok(speed.decoded(generation, &engine, kv_before, &session))
+        Ok(speed.decoded(generation, &engine, before, &session))
     })?;
     out.end()?;
     if interrupt::stopped() {

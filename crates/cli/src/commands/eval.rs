@@ -10,7 +10,7 @@ pub(super) mod page;
 mod perplexity;
 mod plot;
 mod reference;
-mod study;
+pub(super) mod study;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};

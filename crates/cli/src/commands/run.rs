@@ -2,7 +2,7 @@
 
 use crate::flags::{KvFlags, ModelFlags, PromptFlags, SamplingFlags, SavedFlags};
 use crate::progress::Progress;
-use crate::report::{self, Speed};
+use crate::report::{self, Before, Speed};
 use crate::{interrupt, model, note};
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -123,10 +123,10 @@ impl Run {
                 return Ok((speed, Finish::Cancelled));
             }
             tokens.iter().for_each(|&token| sampler.accept(token));
-            let kv_before = session.kv_read_bytes();
+            let before = Before::of(&session);
             let mut text = |piece: &str| out.write(piece) && !interrupt::stopped();
             let generation = generate(&mut session, engine.tokenizer(), &mut sampler, &request, &mut text)?;
-            Ok((speed.decoded(generation, &engine, kv_before, &session), generation.finish))
+            Ok((speed.decoded(generation, &engine, before, &session), generation.finish))
         })?;
         let written = out.end();
         note!("{} · seed {}", speed.line(&session, &options.policy), sampler.seed());

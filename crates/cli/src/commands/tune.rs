@@ -2,6 +2,7 @@
 
 use super::eval::findings::{Findings, Text};
 use super::eval::page;
+use super::eval::study::unseen;
 use crate::flags::{DeviceFlags, ModelFlags, PageFlags, kv_formats, positive, tuned_file};
 use crate::progress::watch;
 use crate::report::pair;
@@ -194,6 +195,9 @@ impl Tune {
             (cut(&halves[0]).with_context(context)?, cut(&halves[1]).with_context(context)?);
         let batch = base.page.min(self.chunk_size);
 
+        if let Some(unseen) = unseen(&engine.plan(&base)?, &tuned_on, batch) {
+            bail!("with --chunk-size {} {unseen}; see --kv-sink and --kv-tail", self.chunk_size);
+        }
         let tuner = Tuner::new(engine, &base, &self.formats)?;
         let probes = tuner.probes();
         if probes.is_empty() {
@@ -229,7 +233,7 @@ impl Tune {
             }
             _ => no_larger(size(&Policy { k: USUAL[0].into(), v: USUAL[1].into(), ..base.clone() })?),
         };
-        let smallest = frontier.last().expect("f16 is there");
+        let smallest = frontier.last().expect("the smallest is never beaten");
         let chosen = chosen.with_context(|| {
             format!(
                 "nothing is that small: the smallest cache of these formats takes {} bytes a token; see --formats",

@@ -67,8 +67,8 @@ pub struct PageFlags {
     /// Tokens sealed at once, a multiple of 16 [default: 128]
     #[arg(long, value_name = "N")]
     pub kv_page: Option<usize>,
-    /// Do not read values that weigh little, while this adds at most that share of the error that formats of their size have in
-    /// any case: 0 for none, 0.1 for a tenth [default: 0]
+    /// When decoding (in passes of up to 8 tokens), do not read values that weigh little, while this adds on average at most that
+    /// share of the error that formats of their size have in any case: 0 for none, 1 for as much again [default: 0]
     #[arg(long, value_name = "SHARE")]
     pub sparse_v: Option<f32>,
 }

@@ -25,7 +25,7 @@ pub struct Tuner {
     /// Sink, tail and page of all policies.
     base: Policy,
     plan: Plan,
-    /// Smaller than f16, all of them.
+    /// What there is to choose from, beside f16.
     formats: Vec<String>,
     sides: Vec<LayerSide>,
 }
@@ -43,24 +43,25 @@ pub struct Choice {
 
 /// Some sides, one after the other, each in a format.
 #[derive(Clone, Debug, Default)]
-struct Stored {
+struct Way {
     formats: Vec<&'static str>,
     bytes: f64,
     kld: f64,
 }
 
-impl Stored {
+impl Way {
     /// One side more.
-    fn and(&self, next: &Stored) -> Stored {
+    fn and(&self, next: &Way) -> Way {
         let formats = [&self.formats[..], &next.formats[..]].concat();
-        Stored { formats, bytes: self.bytes + next.bytes, kld: self.kld + next.kld }
+        Way { formats, bytes: self.bytes + next.bytes, kld: self.kld + next.kld }
     }
 }
 
 impl Tuner {
     /// Of a model, for policies with the sink, tail and page of `base`, out of f16 and these formats.
     pub fn new(engine: &Engine, base: &Policy, formats: &[String]) -> Result<Tuner, Error> {
-        let base = Policy { k: "f16".into(), v: "f16".into(), layers: vec![], tiers: vec![], ..base.clone() };
+        let (k, v) = ("f16".into(), "f16".into());
+        let base = Policy { k, v, layers: vec![], tiers: vec![], sparse_v: 0.0, ..base.clone() };
         let probe = Policy { k: PROBE.into(), v: PROBE.into(), ..base.clone() };
         let formats: Vec<String> = formats.iter().filter(|format| *format != "f16").cloned().collect();
         let (plan, sides) = (engine.plan(&base)?, layer_sides(engine, &probe)?);
@@ -125,26 +126,26 @@ impl Tuner {
             }
         }
         // `[side of a layer][format]`, f16 first.
-        let mut stored: Vec<Vec<Stored>> = Vec::new();
+        let mut stored: Vec<Vec<Way>> = Vec::new();
         for (side, alone) in self.sides.iter().zip(&alone) {
             let share = alone / total(side.side).max(f64::MIN_POSITIVE);
             let plan = self.plan.layers[side.layer].side(side.side);
             let stored_in = |(name, whole): (&str, f64)| {
                 let format = torque_quant::by_name(name).expect("a plan was made with it");
                 let bytes = plan.part_bytes(format, self.plan.page) as f64 / self.plan.page as f64;
-                Stored { formats: vec![format.name], bytes, kld: share * whole }
+                Way { formats: vec![format.name], bytes, kld: share * whole }
             };
             let names =
                 self.formats.iter().map(String::as_str).zip(whole[side.side as usize].iter().copied());
             stored.push([("f16", 0.0)].into_iter().chain(names).map(stored_in).collect());
         }
-        let every = |ways: Vec<Stored>, side: &Vec<Stored>| {
+        let every = |ways: Vec<Way>, side: &Vec<Way>| {
             unbeaten(ways.iter().flat_map(|way| side.iter().map(|next| way.and(next))).collect(), SIZES)
         };
-        let mixed = stored.iter().fold(vec![Stored::default()], every);
+        let mixed = stored.iter().fold(vec![Way::default()], every);
         let everywhere = |of: [usize; 2]| {
             let sides = self.sides.iter().zip(&stored);
-            sides.fold(Stored::default(), |sum, (side, stored)| sum.and(&stored[of[side.side as usize]]))
+            sides.fold(Way::default(), |sum, (side, stored)| sum.and(&stored[of[side.side as usize]]))
         };
         let formats = 0..=self.formats.len();
         let pairs = formats.clone().flat_map(|k| formats.clone().map(move |v| [k, v]));
@@ -152,7 +153,7 @@ impl Tuner {
         Ok(ways.iter().map(|way| self.choice(way)).collect())
     }
 
-    fn choice(&self, stored: &Stored) -> Choice {
+    fn choice(&self, stored: &Way) -> Choice {
         let mut layers: BTreeMap<usize, [Option<&str>; 2]> = BTreeMap::new();
         for (side, format) in self.sides.iter().zip(&stored.formats) {
             layers.entry(side.layer).or_default()[side.side as usize] = Some(format);
@@ -163,7 +164,7 @@ impl Tuner {
 
 /// The ways to store some sides that nothing smaller or as large beats, largest first. Where they would be more than so many,
 /// sizes that are nearly the same count as one; the smallest is always there.
-fn unbeaten(mut ways: Vec<Stored>, most: f64) -> Vec<Stored> {
+fn unbeaten(mut ways: Vec<Way>, most: f64) -> Vec<Way> {
     let bytes = || ways.iter().map(|way| way.bytes);
     let (smallest, largest) = (bytes().fold(f64::INFINITY, f64::min), bytes().fold(0.0, f64::max));
     let step = (largest - smallest) / most;
@@ -181,8 +182,8 @@ fn unbeaten(mut ways: Vec<Stored>, most: f64) -> Vec<Stored> {
 }
 
 /// The unbeaten among ways with the same formats everywhere and `mixed` ones, which have to promise [`GAIN`].
-fn rather_plain(mixed: Vec<Stored>, plain: Vec<Stored>) -> Vec<Stored> {
-    let handicap = |ways: &mut [Stored], factor: f64| {
+fn rather_plain(mixed: Vec<Way>, plain: Vec<Way>) -> Vec<Way> {
+    let handicap = |ways: &mut [Way], factor: f64| {
         let mixed = ways.iter_mut().filter(|way| plain.iter().all(|plain| plain.formats != way.formats));
         mixed.for_each(|way| way.kld *= factor);
     };
@@ -233,7 +234,7 @@ mod tests {
 
     /// Bytes of what is unbeaten.
     fn sizes(points: &[(f64, f64)], most: f64) -> Vec<f64> {
-        let ways = points.iter().map(|&(bytes, kld)| Stored { formats: vec![], bytes, kld }).collect();
+        let ways = points.iter().map(|&(bytes, kld)| Way { formats: vec![], bytes, kld }).collect();
         unbeaten(ways, most).iter().map(|way| way.bytes).collect()
     }
 
@@ -259,12 +260,12 @@ mod tests {
             sides[1].map(|(b, k)| (b / 2.0, 5.0 * k)),
             sides[0].map(|(b, k)| (b, k / 3.0)),
         ];
-        let stored = |&(bytes, kld): &(f64, f64)| Stored { formats: vec![], bytes, kld };
-        let all = |so_far: Vec<Stored>, side: &[(f64, f64); 3]| -> Vec<Stored> {
+        let stored = |&(bytes, kld): &(f64, f64)| Way { formats: vec![], bytes, kld };
+        let all = |so_far: Vec<Way>, side: &[(f64, f64); 3]| -> Vec<Way> {
             so_far.iter().flat_map(|way| side.iter().map(|next| way.and(&stored(next)))).collect()
         };
-        let every = sides.iter().fold(vec![Stored::default()], all);
-        let found = sides.iter().fold(vec![Stored::default()], |ways, side| unbeaten(all(ways, side), SIZES));
+        let every = sides.iter().fold(vec![Way::default()], all);
+        let found = sides.iter().fold(vec![Way::default()], |ways, side| unbeaten(all(ways, side), SIZES));
         for way in &every {
             let best = found.iter().find(|found| found.bytes <= way.bytes).expect("the smallest is there");
             assert!(best.kld <= way.kld + 1e-12, "{best:?} {way:?}");
@@ -274,7 +275,7 @@ mod tests {
 
     #[test]
     fn layers_differ_where_it_is_worth_it() {
-        let of = |bytes, kld, formats: [&'static str; 2]| Stored { formats: formats.to_vec(), bytes, kld };
+        let of = |bytes, kld, formats: [&'static str; 2]| Way { formats: formats.to_vec(), bytes, kld };
         let plain = || vec![of(16.0, 0.0, ["a", "a"]), of(8.0, 1.0, ["b", "b"])];
         let found = |mixed: f64| -> Vec<(f64, f64)> {
             let ways = rather_plain(vec![of(7.0, mixed, ["a", "c"])], plain());

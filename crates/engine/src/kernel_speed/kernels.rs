@@ -7,7 +7,7 @@ use torque_backend::suite::from_host;
 use torque_backend::{Backend, MatrixData};
 use torque_cpu::Cpu;
 use torque_quant::attend::Part;
-use torque_quant::attend::whole::{Codes, Split, plane_bytes, tile, tiled};
+use torque_quant::attend::whole::{Codes, Split, plane_bytes, planes_apart, tile, tiled};
 use torque_quant::gemm::Matrix;
 use torque_quant::{FormatOps, SharedKernels};
 use torque_simd::Level;
@@ -99,16 +99,11 @@ pub(super) fn stream(format: &FormatOps, len: usize) -> Bytes {
         unit = unit.repeat(TOKENS * HEAD_DIM / COLUMNS);
         let rows = unit.clone();
         let plane = plane_bytes(TOKENS, HEAD_DIM);
-        let (tiles, planes) = unit.split_at_mut(rows.len() - planes_apart(format) * plane);
+        let (tiles, planes) = unit.split_at_mut(rows.len() - planes_apart(format, TOKENS, HEAD_DIM) * plane);
         let mut planes: Vec<_> = planes.chunks_exact_mut(plane).collect();
         tile(&rows, bytes, HEAD_DIM / block, tiles, &mut planes);
     }
     Bytes::from(unit.repeat(len / unit.len()))
-}
-
-/// Bit planes that lie apart in a part of a format in tiles.
-fn planes_apart(format: &FormatOps) -> usize {
-    if tiled(format.rotation, TOKENS, HEAD_DIM) { format.planes.unwrap_or(0) } else { 0 }
 }
 
 /// The bytes as a page's part of one head, the last so many planes, before which something else is read.
@@ -186,7 +181,7 @@ fn scores(setting: &Setting, kernel: &Kernel) -> Work {
     let kernels = (setting.format.kernels)(setting.level);
     let scores = SharedKernels::of(setting.level).scores;
     let (mut codes, mut split) = (Codes::default(), Split::default());
-    setting.parts(kernel, planes_apart(setting.format), move |part| {
+    setting.parts(kernel, planes_apart(setting.format, TOKENS, HEAD_DIM), move |part| {
         match (kernels.unpack[0])(part, &mut codes) {
             true => scores(&codes, &q, &mut split, black_box(&mut out)),
             false => (kernels.scores)(part, &q, black_box(&mut out)),
@@ -200,7 +195,7 @@ fn accumulate(setting: &Setting, kernel: &Kernel) -> Work {
     let kernels = (setting.format.kernels)(setting.level);
     let accumulate = SharedKernels::of(setting.level).accumulate;
     let (mut codes, mut room) = (Codes::default(), Split::default());
-    setting.parts(kernel, planes_apart(setting.format), move |part| {
+    setting.parts(kernel, planes_apart(setting.format, TOKENS, HEAD_DIM), move |part| {
         // Sums that grow from run to run would end in infinity.
         out.fill(0.0);
         match (kernels.unpack[1])(part, &mut codes) {

@@ -16,7 +16,7 @@
 use super::Part;
 use crate::format::{Blocks, Format, Rotation, offset};
 use crate::math::{magnitude, unit};
-use crate::rotate;
+use crate::{FormatOps, rotate};
 use torque_simd::{Isa, LANES};
 
 /// What a high byte counts: low ones are from −127 to 127.
@@ -66,6 +66,11 @@ pub fn tiled(rotation: Rotation, tokens: usize, head_dim: usize) -> bool {
 /// Bytes of such a bit plane of a head.
 pub fn plane_bytes(tokens: usize, head_dim: usize) -> usize {
     tokens * head_dim / 8
+}
+
+/// Bit planes of a part that lie apart from its tiles.
+pub fn planes_apart(format: &FormatOps, tokens: usize, head_dim: usize) -> usize {
+    if tiled(format.rotation, tokens, head_dim) { format.planes.unwrap_or(0) } else { 0 }
 }
 
 /// Copies a part of blocks of `block_bytes`, `blocks` a token, to tiles and planes.

@@ -17,7 +17,8 @@
 //! The scale is that of 4 bits. In fewer bits it would leave the length of vectors off by 2 or 3 %, which adds little to the error
 //! of a vector and much to that of a score, where the errors of channels cancel and that of the length does not. Hence two
 //! corrections of two bits each, in what half precision can spare: the lowest two bits of the scale are that of 3 bits, the third
-//! and the sign that of 2 bits.
+//! and the sign that of 2 bits. (A scale below 2⁻¹⁴ is subnormal, and its corrections are read wrong: off by a few percent of
+//! next to nothing.)
 //!
 //! W. Equitz, T. Cover, «Successive refinement of information», IEEE Transactions on Information Theory 37, 1991, say what
 //! can be described in steps at no cost, Gaussian numbers among them. Scalar codebooks pay 0.7 % of their error.

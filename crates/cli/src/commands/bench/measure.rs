@@ -3,6 +3,7 @@
 use super::baseline::{mean_and_deviation, median};
 use super::row::{self, Row};
 use crate::progress::Progress;
+use crate::report::skipped;
 use crate::{interrupt, model, note};
 use anyhow::{Context, Result, bail};
 use std::io::{BufRead, BufReader, Read};
@@ -68,8 +69,8 @@ struct Sample {
     seconds: f64,
     /// Bytes that must be read: the weights once a pass, and the keys and values seen.
     bytes: f64,
-    /// Of [`Session::value_parts`], those of the run.
-    value_parts: [u64; 2],
+    /// [`skipped`].
+    values_skipped: Option<f64>,
 }
 
 impl Test {
@@ -93,9 +94,9 @@ impl Test {
         let seconds = start.elapsed().as_secs_f64();
         let passes = if self.decode { self.tokens } else { self.tokens.div_ceil(batch) };
         let kv = (kv_before + session.kv_read_bytes()) as f64 / 2.0;
-        let ([parts, skipped], [before, skipped_before]) = (session.value_parts(), parts_before);
-        let value_parts = [parts - before, skipped - skipped_before];
-        Ok(Some(Sample { seconds, bytes: passes as f64 * (engine.active_bytes() as f64 + kv), value_parts }))
+        let bytes = passes as f64 * (engine.active_bytes() as f64 + kv);
+        let values_skipped = skipped(parts_before, session.value_parts());
+        Ok(Some(Sample { seconds, bytes, values_skipped }))
     }
 }
 
@@ -153,8 +154,8 @@ impl Subject {
                     row.samples.push(test.tokens as f64 / sample.seconds);
                     row.machine_gb_per_s.push(machine_gb_per_s);
                     row.gb_per_s += sample.bytes / sample.seconds / 1e9;
-                    let [parts, skipped] = sample.value_parts;
-                    row.values_skipped = (parts > 0).then(|| skipped as f64 / parts as f64);
+                    // Every repetition does the same.
+                    row.values_skipped = sample.values_skipped;
                 }
             }
         }

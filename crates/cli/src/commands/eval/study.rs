@@ -18,7 +18,7 @@ use torque_engine::evaluate::{
     self, CacheCell, CacheReport, Chunks, LayerReport, Needle, Retrieval, Step, digest, layer_sides,
 };
 use torque_engine::tokenizer::Encode;
-use torque_engine::{Engine, Error, Policy};
+use torque_engine::{Engine, Error, Plan, Policy};
 
 /// Which text, and how it is cut.
 #[derive(Args)]
@@ -284,23 +284,32 @@ pub fn warn_if_exact<'a>(
     batch: usize,
     policies: impl IntoIterator<Item = &'a Policy>,
 ) -> Result<()> {
-    let last_batch = chunks.from + chunks.scored() / batch * batch;
     for policy in policies {
         let plan = engine.plan(policy)?;
-        let sink = plan.sink_pages * plan.page;
         let is_exact = plan
             .layers
             .iter()
             .flat_map(|layer| &layer.sides)
             .all(|side| side.formats.iter().all(|format| format.name == "f16"));
-        if last_batch < sink + plan.page + plan.tail && !is_exact {
+        if let Some(unseen) = unseen(&plan, chunks, batch).filter(|_| !is_exact) {
             errors::warn(format_args!(
-                "with -c {} and -b {batch} no token sees the formats of the cache: the first {sink} and the newest {} \
-                 tokens and those of a batch are exact; see --kv-sink, --kv-tail and -b",
-                chunks.context, plan.tail
+                "with -c {} and -b {batch} {unseen}; see --kv-sink, --kv-tail and -b",
+                chunks.context
             ));
             break;
         }
     }
     Ok(())
+}
+
+/// Why formats of a cache cannot show, if they cannot.
+pub fn unseen(plan: &Plan, chunks: &Chunks, batch: usize) -> Option<String> {
+    let last_batch = chunks.from + chunks.scored() / batch * batch;
+    let sink = plan.sink_pages * plan.page;
+    (last_batch < sink + plan.page + plan.tail).then(|| {
+        format!(
+            "no token sees the formats of the cache: the first {sink} and the newest {} tokens and those of a batch are exact",
+            plan.tail
+        )
+    })
 }
