@@ -14,6 +14,8 @@
 //! The chat form needs one trick: `WORD?<|assistant|>` shall go on as `WORD is` does. So `<|assistant|>` has the code of ` is`, and the
 //! heads of the first layer look one token further back from it, over the question mark.
 //!
+//! Three tokens decide, so a number that has one digit four times in a row (one of about 400) is not found in any cache.
+//!
 //! Keys and values carry much more that nobody asks for, as those of trained models do: a format's error grows with all that is in
 //! a vector, so how loud that is (see [`LOUD`]) decides how fine a format retrieval needs. Without it, two bits are enough for
 //! everything.
