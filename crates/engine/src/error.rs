@@ -40,6 +40,8 @@ pub enum Error {
     NoChatTemplate,
     #[error("a fact, its question and an answer need {needed} tokens; {length} leave no room for text")]
     NeedleTooLong { needed: usize, length: usize },
+    #[error("`{text}` is not one token of the vocabulary, which a model that retrieves needs")]
+    NotOneToken { text: &'static str },
     #[error("the text to hide facts in is empty")]
     EmptyText,
     #[error("no kernel or format is called `{filter}`; there are {known}")]

@@ -10,6 +10,7 @@ pub mod kernel_speed;
 mod machine;
 pub mod measure;
 mod model_file;
+pub mod retrieval;
 mod running;
 pub mod sampler;
 mod saved;
