@@ -245,9 +245,9 @@ fn difference(saved: &Policy, asked: &Policy) -> Option<(&'static str, String, S
             ("--kv-sink", sink.to_string()),
             ("--kv-tail", tail.to_string()),
             ("--kv-page", page.to_string()),
-            ("--kv-policy", format!("snapshots = {snapshots}, guided = {guided}")),
             ("--kv-preset", many(format!("{layers:?}"))),
             ("--kv-decay", many(format!("{tiers:?}"))),
+            ("--kv-policy", format!("snapshots = {snapshots}, guided = {guided}")),
         ]
     };
     let mut both = said(saved).into_iter().zip(said(asked));
