@@ -263,16 +263,6 @@ mod tests {
     use crate::rotate::Pcg64;
     use proptest::prelude::*;
 
-    #[test]
-    fn levels_fit_bytes_well() {
-        let errors = [Turbo2Nested::CODE_ERROR, Turbo3Nested::CODE_ERROR, Turbo4Nested::CODE_ERROR];
-        println!("{errors:?}");
-        assert!(
-            errors.into_iter().zip([1.1e-3, 2e-3, 2.8e-3]).all(|(error, bound)| error <= bound),
-            "{errors:?}"
-        );
-    }
-
     /// What a vector lacks of its length in fewer bits than four. Without corrections it is 0.033 and 0.020.
     #[test]
     fn every_width_restores_the_length() {

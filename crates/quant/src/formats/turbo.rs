@@ -577,15 +577,20 @@ impl Format for Turbo8 {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use crate::by_name;
 
     #[test]
     fn levels_fit_bytes_well() {
-        let errors = [Turbo2::CODE_ERROR, Turbo3::CODE_ERROR, Turbo4::CODE_ERROR];
-        println!("{errors:?}");
-        assert!(
-            errors.into_iter().zip([4e-4, 1.2e-3, 2.4e-3]).all(|(error, bound)| error <= bound),
-            "{errors:?}"
-        );
+        for (name, bound) in [
+            ("turbo2", 4e-4),
+            ("turbo3", 1.2e-3),
+            ("turbo4", 2.4e-3),
+            ("turbo2_nested", 1.1e-3),
+            ("turbo3_nested", 2e-3),
+            ("turbo4_nested", 2.8e-3),
+        ] {
+            let error = by_name(name).unwrap().code_error;
+            assert!(0.0 < error && error <= bound, "{name}: {error}");
+        }
     }
 }
