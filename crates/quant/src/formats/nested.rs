@@ -258,7 +258,6 @@ impl<const PLANES: usize> Format for Nested<PLANES> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use crate::FORMATS;
     use crate::rotate::Pcg64;
     use proptest::prelude::*;
